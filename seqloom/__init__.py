@@ -1,0 +1,39 @@
+"""seqloom: train, compress, align, quantize and serve hybrid Mamba-Transformer language models.
+
+The public surface, loaded only when first used so that `import seqloom` stays light:
+
+    run = seqloom.recipe("hybrid_lm/tiny")          a complete, typed configuration
+    folder = seqloom.train(run, "runs/tiny")        trains, or continues where it stopped
+    model = seqloom.load("runs/tiny")               model(tokens) -> logits of shape B T V
+    engine = seqloom.Engine("runs/tiny")            engine.generate(["import os"], ...)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seqloom.core.checkpoint.run_folder import RunFolder
+    from seqloom.core.rooms import load, recipe
+    from seqloom.serve.engine import Engine
+    from seqloom.train.loop import train
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "RunFolder", "load", "recipe", "train"]
+
+_HOMES = {
+    "Engine": "seqloom.serve.engine",
+    "RunFolder": "seqloom.core.checkpoint.run_folder",
+    "load": "seqloom.core.rooms",
+    "recipe": "seqloom.core.rooms",
+    "train": "seqloom.train.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'seqloom' has no attribute '{name}'; it offers {', '.join(__all__)}")
+    import importlib
+
+    # The module `seqloom.train` would shadow the function once imported, so the function is bound here for good.
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

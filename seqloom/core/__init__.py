@@ -1,0 +1,1 @@
+"""What every floor stands on: configuration, checkpoints, seeds, devices, logs, errors."""

@@ -1,0 +1,1 @@
+"""What goes in: corpora, tokenizers, token shards, mixtures, packed rows."""

@@ -1,0 +1,1 @@
+"""What comes out: measures of model quality."""

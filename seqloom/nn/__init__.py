@@ -1,0 +1,1 @@
+"""Modules and the state they keep between calls."""

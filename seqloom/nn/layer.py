@@ -1,0 +1,42 @@
+"""One layer of a hybrid stack: x + mixer(norm(x)), whatever the mixer is.
+
+Paper: Nemotron-H, section 2: one mixer per layer, not two.
+"""
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seqloom.nn.attention import Attention
+from seqloom.nn.mamba2 import Mamba2
+from seqloom.nn.mlp import Mlp
+from seqloom.nn.moe import MoE, Routing
+from seqloom.nn.norm import RMSNorm
+from seqloom.nn.state import KVState, MambaState
+
+
+class Layer(nn.Module):
+    """Pre-norm residual layer around one mixer."""
+
+    def __init__(self, width: int, mixer: Mamba2 | Attention | Mlp | MoE, eps: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width, eps)
+        self.mixer = mixer
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        documents: Int[Tensor, "B T"] | None = None,
+        state: KVState | MambaState | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Routing | None]:
+        """
+        Returns:
+            the new residual stream, and what the router did in expert layers.
+        """
+        normed, routing = self.norm(x), None
+        if isinstance(self.mixer, MoE):
+            y, routing = self.mixer(normed, documents)
+        elif isinstance(self.mixer, Mlp):
+            y = self.mixer(normed)
+        else:
+            y = self.mixer(normed, documents, state)
+        return x + y.to(x.dtype), routing

@@ -1,0 +1,95 @@
+"""The Mamba-2 mixer: projection, short convolution, selective state-space scan, gated norm, projection.
+
+Per head, with one scalar decay A < 0:   S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T,   y_t = S_t C_t + D x_t.
+The gate multiplies before the grouped norm, and dt is softplus(dt + bias) with no floor or cap.
+
+Paper: Mamba-2 (SSD); sizes and parameter names as in the Nemotron-H checkpoints.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqloom.nn.linear import Linear
+from seqloom.nn.norm import GatedGroupRMSNorm
+from seqloom.nn.state import MambaState
+from seqloom.ops.causal_conv import causal_conv
+from seqloom.ops.ssd import ssd
+
+
+class DepthwiseConv(nn.Module):
+    """Taps and bias of a causal depthwise convolution, shaped as `conv1d` is stored; the last tap is the present."""
+
+    def __init__(self, channels: int, taps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, taps))
+        self.bias = nn.Parameter(torch.empty(channels))
+
+    def initialise(self, std: float, layers: int) -> None:
+        bound = self.weight.shape[-1] ** -0.5  # Kaiming uniform with one input channel per filter
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+
+class Mamba2(nn.Module):
+    """One Mamba-2 mixer; remembers a convolution window and an SSM state."""
+
+    def __init__(
+        self, width: int, heads: int, head_width: int, state_width: int, groups: int, conv_width: int, chunk: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.heads, self.head_width, self.state_width, self.groups, self.chunk = (
+            heads, head_width, state_width, groups, chunk,
+        )  # fmt: skip
+        self.inner = heads * head_width
+        self.conv_channels = self.inner + 2 * groups * state_width
+        self.in_proj = Linear(width, self.inner + self.conv_channels + heads)
+        self.conv1d = DepthwiseConv(self.conv_channels, conv_width)
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.norm = GatedGroupRMSNorm(self.inner, groups, eps)
+        self.out_proj = Linear(self.inner, width, residual_output=True)
+
+    def initialise(self, std: float, layers: int) -> None:
+        """A uniform in [1, 16]; dt log-uniform in [1e-3, 1e-1] through the inverse softplus (Mamba-2; Megatron)."""
+        with torch.no_grad():
+            self.A_log.uniform_(1, 16).log_()
+            self.D.fill_(1)
+            dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def new_state(self, batch: int, dtype: torch.dtype) -> MambaState:
+        """An empty memory; the SSM state is FP32 in every activation format."""
+        device = self.D.device
+        window = torch.zeros(batch, self.conv1d.weight.shape[-1] - 1, self.conv_channels, dtype=dtype, device=device)
+        ssm = torch.zeros(batch, self.heads, self.head_width, self.state_width, device=device)
+        return MambaState(window, ssm)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], documents: Int[Tensor, "B T"] | None = None, state: MambaState | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """
+        Args:
+            documents: rising document numbers of packed rows; state and window are reset where they change.
+            state: continues from it and leaves the state after the last token in it.
+        """
+        z, xbc, dt = self.in_proj(x).split([self.inner, self.conv_channels, self.heads], dim=-1)
+        xbc, window = causal_conv(
+            xbc, self.conv1d.weight[:, 0], self.conv1d.bias, state.window if state else None, documents
+        )
+        group_state = self.groups * self.state_width
+        u, b, c = xbc.split([self.inner, group_state, group_state], dim=-1)
+        u = u.unflatten(-1, (self.heads, self.head_width))
+        b = b.unflatten(-1, (self.groups, self.state_width))
+        c = c.unflatten(-1, (self.groups, self.state_width))
+        dt = F.softplus(dt.float() + self.dt_bias.float())
+        a = -torch.exp(self.A_log.float())
+        y, ssm = ssd(u, dt, a, b, c, state.ssm if state else None, documents, chunk=self.chunk)
+        if state is not None:
+            state.window, state.ssm = window, ssm
+        y = y + self.D.float()[:, None] * u
+        return self.out_proj(self.norm(y.flatten(-2), z))

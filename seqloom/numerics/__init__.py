@@ -1,0 +1,1 @@
+"""Number formats and the table that assigns them to modules."""

@@ -1,0 +1,1 @@
+"""The hot loops: a reference that reads like the formula beside each fast form."""

@@ -1,0 +1,1 @@
+"""Nine rooms of equal anatomy; they never import one another."""

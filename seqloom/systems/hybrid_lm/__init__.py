@@ -1,0 +1,1 @@
+"""Hybrid Mamba-Transformer language models of the Nemotron family."""

@@ -1,0 +1,181 @@
+"""Shapes of a hybrid language model, its text task, and the run that joins them.
+
+Field names are the field's own; the public config.json spelling is the business of `folder.py`.
+Paper: Nemotron-H, Nano 2, Nemotron 3; parameter formulas in `budget.py`.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from seqloom.core.config import Ge, Gt, Interval, config
+from seqloom.core.errors import ConfigError
+from seqloom.data.config import DataConfig
+from seqloom.nn.pattern import parse_pattern
+from seqloom.train.run import Run as BaseRun
+
+if TYPE_CHECKING:
+    import torch
+
+    from seqloom.systems.hybrid_lm.model import HybridLM
+    from seqloom.systems.hybrid_lm.task import TextTask
+
+MODEL_TYPE = "nemotron_h"
+
+
+@config
+class MambaConfig:
+    """Mamba-2 layers (pattern letter M)."""
+
+    heads: Annotated[int, Ge(1)]
+    head_width: Annotated[int, Ge(1)]
+    state_width: Annotated[int, Ge(1)]
+    groups: Annotated[int, Ge(1)] = 8
+    """Groups of heads that share B and C and one statistic of the gated norm."""
+    conv_width: Annotated[int, Ge(2)] = 4
+    chunk: Annotated[int, Ge(1)] = 128
+    """Tokens per chunk of the scan; changes speed and rounding, never meaning."""
+
+
+@config
+class AttentionConfig:
+    """Attention layers (letter *): grouped queries, no positions, no bias."""
+
+    heads: Annotated[int, Ge(1)]
+    kv_heads: Annotated[int, Ge(1)]
+    head_width: Annotated[int, Ge(1)] = 128
+
+
+@config
+class MlpConfig:
+    """Squared-ReLU MLP layers (letter -)."""
+
+    hidden_width: Annotated[int, Ge(1)]
+
+
+@config
+class MoeConfig:
+    """Mixture-of-experts layers (letter E); with `latent_width` they are LatentMoE."""
+
+    experts: Annotated[int, Ge(1)]
+    top_k: Annotated[int, Ge(1)]
+    expert_width: Annotated[int, Ge(1)]
+    shared_width: Annotated[int, Ge(1)]
+    """Total hidden width of the always-on shared expert."""
+    latent_width: Annotated[int, Ge(1)] | None = None
+    routed_scaling: Annotated[float, Gt(0)] = 1.0
+    normalize_top_k: bool = True
+    expert_groups: Annotated[int, Ge(1)] = 1
+    top_groups: Annotated[int, Ge(1)] = 1
+    bias_rate: Annotated[float, Ge(0)] = 1e-3
+    """Step of the selection bias after each optimizer step (auxiliary-loss-free balancing)."""
+    balance_weight: Annotated[float, Ge(0)] = 1e-4
+    """Weight of the sequence-wise balance loss."""
+
+
+@config
+class MtpConfig:
+    """Multi-token prediction: one physical block applied `depth` times."""
+
+    pattern: str = "*E"
+    depth: Annotated[int, Ge(1)] = 2
+    """Depths trained; drafting may go deeper."""
+    loss_weight: Annotated[float, Ge(0)] = 0.3
+    """λ of CE_main + λ/D Σ CE_k."""
+
+
+@config
+class HybridConfig:
+    """A hybrid Mamba-Transformer language model."""
+
+    pattern: str
+    """One character a layer: M Mamba-2, * attention, - MLP, E experts."""
+    vocab_size: Annotated[int, Ge(8)]
+    width: Annotated[int, Ge(1)]
+    mamba: MambaConfig | None = None
+    attention: AttentionConfig | None = None
+    mlp: MlpConfig | None = None
+    moe: MoeConfig | None = None
+    mtp: MtpConfig | None = None
+    norm_eps: Annotated[float, Gt(0)] = 1e-5
+    init_std: Annotated[float, Gt(0)] = 0.014
+    """σ of linear weights; output projections use σ/√layers."""
+
+    def __post_init__(self) -> None:
+        parse_pattern(self.pattern, "model.pattern")
+        letters = set(self.pattern)
+        if self.mtp is not None:
+            letters |= set(parse_pattern(self.mtp.pattern, "model.mtp.pattern"))
+            if "M" in self.mtp.pattern:
+                raise ConfigError("model.mtp.pattern: the prediction block has no Mamba layers; use *, - and E")
+        for letter, field in (("M", "mamba"), ("*", "attention"), ("-", "mlp"), ("E", "moe")):
+            if letter in letters and getattr(self, field) is None:
+                raise ConfigError(f"model.{field}: the pattern '{self.pattern}' has '{letter}' layers, so this is required")
+        if self.mamba is not None and self.mamba.heads % self.mamba.groups:
+            raise ConfigError(f"model.mamba: {self.mamba.heads} heads cannot be split into {self.mamba.groups} groups")
+        if self.attention is not None and self.attention.heads % self.attention.kv_heads:
+            raise ConfigError(
+                f"model.attention: {self.attention.heads} heads cannot share {self.attention.kv_heads} key-value heads"
+            )
+        if self.moe is not None:
+            self._check_experts(self.moe)
+
+    @staticmethod
+    def _check_experts(moe: MoeConfig) -> None:
+        if moe.top_k > moe.experts:
+            raise ConfigError(f"model.moe.top_k: {moe.top_k} of {moe.experts} experts cannot be chosen")
+        if moe.experts % moe.expert_groups or moe.top_groups > moe.expert_groups:
+            raise ConfigError(
+                f"model.moe: {moe.experts} experts in {moe.expert_groups} groups, {moe.top_groups} of them chosen, "
+                "is impossible; groups must divide experts and top_groups must not exceed expert_groups"
+            )
+        if moe.top_k > moe.experts // moe.expert_groups * moe.top_groups:
+            raise ConfigError(
+                f"model.moe.top_k: {moe.top_k} experts do not fit in {moe.top_groups} groups of "
+                f"{moe.experts // moe.expert_groups}"
+            )
+
+    def build(self) -> "HybridLM":
+        """A model with fresh weights from torch's global generator."""
+        from seqloom.systems.hybrid_lm.model import HybridLM
+
+        return HybridLM(self)
+
+    def training_bytes(self, run: "Run") -> int:
+        """Estimated peak memory of training, in bytes."""
+        from seqloom.systems.hybrid_lm.budget import training_bytes
+
+        return training_bytes(run)
+
+
+@config
+class TextTaskConfig:
+    """Next-token prediction on packed rows of text."""
+
+    data: DataConfig
+    sequence_length: Annotated[int, Ge(8)] = 512
+    """Tokens per row; documents are packed, and never see each other."""
+    batch_rows: Annotated[int, Ge(1)] = 8
+    """Rows per optimizer step, over all micro-batches."""
+    micro_rows: Annotated[int, Ge(1)] | None = None
+    """Rows per forward pass; None takes the whole batch at once. Changes memory and speed, never the gradient."""
+    evaluate_rows: Annotated[int, Ge(1)] = 64
+    """Most rows of held-out text per evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.micro_rows is not None and self.batch_rows % self.micro_rows:
+            raise ConfigError(f"task.micro_rows: {self.micro_rows} does not divide batch_rows = {self.batch_rows}")
+
+    def build(self, run: "Run", device: "torch.device") -> "TextTask":
+        """Prepare or open the data; raises DataError before anything is allocated."""
+        from seqloom.systems.hybrid_lm.task import TextTask
+
+        return TextTask(run, device)
+
+
+@config
+class Run(BaseRun):
+    """A training of a hybrid language model."""
+
+    system: Literal["hybrid_lm"] = "hybrid_lm"
+    name: str = "custom"
+    model: HybridConfig
+    task: TextTaskConfig

@@ -1,0 +1,193 @@
+"""The hybrid language model: the whole forward pass, top to bottom.
+
+    x = Emb[tokens];   x = x + mixer_i(norm_i(x)) for every letter of the pattern;   logits = norm_f(x) W_lm^T
+
+Paper: Nemotron-H, section 2; Nemotron 3 Super for LatentMoE and MTP. Parameter names are those of the public files.
+"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from seqloom.nn.attention import Attention
+from seqloom.nn.layer import Layer
+from seqloom.nn.linear import Linear
+from seqloom.nn.mamba2 import Mamba2
+from seqloom.nn.mlp import Mlp
+from seqloom.nn.moe import MoE, Router, Routing
+from seqloom.nn.mtp import MtpBlock
+from seqloom.nn.norm import RMSNorm
+from seqloom.nn.pattern import parse_pattern
+from seqloom.nn.state import LayerState
+from seqloom.numerics.precision import Format, dtype_of
+from seqloom.systems.hybrid_lm.config import HybridConfig
+
+States = list[LayerState | None]
+
+
+class Backbone(nn.Module):
+    """Embedding, layers, final norm."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(make_layer(letter, config) for letter in parse_pattern(config.pattern))
+        self.norm_f = RMSNorm(config.width, config.norm_eps)
+
+
+class HybridLM(nn.Module):
+    """A hybrid Mamba-Transformer language model; `model(tokens)` gives logits."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.lm_head = Linear(config.width, config.vocab_size)
+        self.mtp = make_mtp(config)
+        self.format: Format = "fp32"  # of the residual stream
+        self.checkpoint_layers = False  # recompute each layer in the backward pass
+        self.initialise()
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None = None, states: States | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """FP32 logits of the next token at every position.
+
+        Args:
+            documents: rising document numbers of packed rows, -1 for padding; documents never see each other.
+            states: memory of earlier calls, from `new_states`; continued from and updated.
+        """
+        return self.head(self.hidden(tokens, documents, states)[0])
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None = None, states: States | None = None
+    ) -> tuple[Float[Tensor, "B T D"], list[Routing]]:
+        """The last hidden state, after the final norm, and what each expert layer's router did."""
+        x = self.embed(tokens)
+        routings: list[Routing] = []
+        for layer, state in zip(self.backbone.layers, states or [None] * len(self.backbone.layers), strict=True):
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                x, routing = checkpoint(layer, x, documents, use_reentrant=False)
+            else:
+                x, routing = layer(x, documents, state)
+            if routing is not None:
+                routings.append(routing)
+        return self.backbone.norm_f(x), routings
+
+    def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        return F.embedding(tokens, self.backbone.embeddings.weight).to(dtype_of(self.format))
+
+    def head(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """FP32 logits of a normed hidden state."""
+        return self.lm_head(hidden).float()
+
+    def look_ahead(
+        self, hidden: Float[Tensor, "B T D"], tokens: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None, depth: int
+    ) -> tuple[list[Float[Tensor, "B T D"]], list[Routing]]:
+        """Chain the prediction block over a full pass; entry k-1 of the result predicts token t+k+1 at position t.
+
+        Where token t+k lies outside the row or in another document its embedding is zero, as if the row had ended.
+        """
+        assert self.mtp is not None
+        results: list[Tensor] = []
+        routings: list[Routing] = []
+        for k in range(1, depth + 1):
+            ahead = F.pad(tokens[:, k:], (0, k))
+            present = torch.zeros_like(tokens, dtype=torch.bool)
+            present[:, :-k] = True if documents is None else documents[:, k:] == documents[:, :-k]
+            embedded = self.embed(ahead) * present[..., None]
+            hidden, more = self.mtp(hidden, embedded, documents)
+            results.append(hidden)
+            routings += more
+        return results, routings
+
+    def draft(
+        self, hidden: Float[Tensor, "B T D"], next_tokens: Int[Tensor, "B T"], states: States
+    ) -> Float[Tensor, "B T D"]:
+        """One application of the prediction block while generating.
+
+        Args:
+            hidden: state of positions t, from the backbone or from the block's previous application.
+            next_tokens: the tokens at t+1.
+            states: the block's own memory, from `mtp_states`.
+        Returns:
+            hidden states that predict the tokens at t+2 through `head`.
+        """
+        assert self.mtp is not None
+        return self.mtp(hidden, self.embed(next_tokens), states=states)[0]
+
+    def new_states(self, batch: int) -> States:
+        """Empty memory for `batch` rows, one entry per layer, None where a layer remembers nothing."""
+        return [_new_state(layer, batch, dtype_of(self.format)) for layer in self.backbone.layers]
+
+    def mtp_states(self, batch: int) -> States:
+        """Empty memory of the prediction block."""
+        assert self.mtp is not None
+        return [_new_state(layer, batch, dtype_of(self.format)) for layer in self.mtp.layers]
+
+    def expert_layers(self) -> list[MoE]:
+        """All mixture-of-experts mixers, in the order in which a training pass reports their routing once each."""
+        layers = [*self.backbone.layers, *(self.mtp.layers if self.mtp is not None else [])]
+        return [layer.mixer for layer in layers if isinstance(layer.mixer, MoE)]
+
+    def initialise(self) -> None:
+        """Fresh weights from torch's global generator; on the meta device this costs nothing."""
+        std, layers = self.config.init_std, len(self.backbone.layers)
+        nn.init.normal_(self.backbone.embeddings.weight, std=std)
+        for module in self.modules():
+            if module is not self and hasattr(module, "initialise"):
+                module.initialise(std, layers)
+
+    def write_folder(self, folder: Path) -> None:
+        """Write config.json and weights in the public layout."""
+        from seqloom.systems.hybrid_lm.folder import write_model
+
+        write_model(self, folder)
+
+    def read_folder(self, folder: Path) -> None:
+        """Load the weights of a folder written for the same configuration."""
+        from seqloom.systems.hybrid_lm.folder import read_weights
+
+        read_weights(self, folder)
+
+
+def make_layer(letter: str, config: HybridConfig) -> Layer:
+    """The layer that one letter of the pattern stands for."""
+    mixer: Mamba2 | Attention | Mlp | MoE
+    if letter == "M":
+        m = config.mamba
+        assert m is not None
+        mixer = Mamba2(
+            config.width, m.heads, m.head_width, m.state_width, m.groups, m.conv_width, m.chunk, config.norm_eps
+        )
+    elif letter == "*":
+        a = config.attention
+        assert a is not None
+        mixer = Attention(config.width, a.heads, a.kv_heads, a.head_width)
+    elif letter == "-":
+        assert config.mlp is not None
+        mixer = Mlp(config.width, config.mlp.hidden_width)
+    else:
+        e = config.moe
+        assert e is not None
+        router = Router(
+            config.width, e.experts, e.top_k, e.routed_scaling, e.normalize_top_k, e.expert_groups, e.top_groups
+        )
+        mixer = MoE(config.width, router, e.expert_width, e.shared_width, e.latent_width, e.bias_rate)
+    return Layer(config.width, mixer, config.norm_eps)
+
+
+def make_mtp(config: HybridConfig) -> MtpBlock | None:
+    if config.mtp is None:
+        return None
+    layers = [make_layer(letter, config) for letter in parse_pattern(config.mtp.pattern)]
+    return MtpBlock(config.width, layers, config.norm_eps)
+
+
+def _new_state(layer: nn.Module, batch: int, dtype: torch.dtype) -> LayerState | None:
+    mixer = layer.mixer
+    return mixer.new_state(batch, dtype) if isinstance(mixer, Mamba2 | Attention) else None

@@ -1,0 +1,1 @@
+"""Tasks, the loop, optimizers, schedules, monitors."""

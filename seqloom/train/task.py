@@ -1,0 +1,62 @@
+"""The seam between what is learned and how we step.
+
+A task knows batches, loss and evaluation; the loop knows accumulation, clipping, saving and resuming. Neither knows
+the other's business, and models are plain modules that know neither.
+
+The loss is a **sum and a count** of its units. The loop divides the sum of all micro-batches by the count of all
+micro-batches once per step, so accumulation, packing and padding never change the gradient.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+
+class Loss(NamedTuple):
+    """What one micro-batch contributes to a step.
+
+    Attributes:
+        total: differentiable scalar, the loss summed over the units of this micro-batch.
+        units: how many units (tokens, frames, samples) were summed.
+        metrics: further **sums** to report, each divided by the step's units before it is logged.
+    """
+
+    total: Tensor
+    units: int
+    metrics: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """One thing to learn, with its data."""
+
+    unit: str
+    """What the loss counts, in the plural, for display: "tokens", "frames", "episodes"."""
+
+    def next_batch(self, model: nn.Module, step: int) -> list[Any]:
+        """The micro-batches of a step (counted from 0): a pure function of seed and step for fixed data."""
+        ...
+
+    def loss(self, model: nn.Module, micro: Any) -> Loss:
+        """Forward pass and loss of one micro-batch."""
+        ...
+
+    def after_step(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Updates outside the gradient (router balance, target networks), after the optimizer; returns metrics."""
+        ...
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Measures on held-out data; `loss` must be among them."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What a user wants to read about the data before step 1, as plain data; stored as `data.json`."""
+        ...
+
+    def write_assets(self, folder: Path) -> None:
+        """Write what a model folder needs beside the weights: tokenizer, generation settings, chat template."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the batches; a resumed run must show the same one."""
+        ...
