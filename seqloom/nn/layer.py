@@ -3,6 +3,10 @@
 Paper: Nemotron-H, section 2: one mixer per layer, not two.
 """
 
+from collections.abc import Iterator
+from typing import cast
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -22,6 +26,10 @@ class Layer(nn.Module):
         self.norm = RMSNorm(width, eps)
         self.mixer = mixer
 
+    def new_state(self, batch: int, dtype: torch.dtype) -> KVState | MambaState | None:
+        """Empty memory for `batch` rows, None where the mixer remembers nothing."""
+        return self.mixer.new_state(batch, dtype) if isinstance(self.mixer, Mamba2 | Attention) else None
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -40,3 +48,10 @@ class Layer(nn.Module):
         else:
             y = self.mixer(normed, documents, state)
         return x + y.to(x.dtype), routing
+
+
+class Stack(nn.ModuleList):
+    """Layers one above the other; a list that knows its element type."""
+
+    def __iter__(self) -> Iterator[Layer]:
+        return cast(Iterator[Layer], super().__iter__())

@@ -15,6 +15,8 @@ from seqloom.numerics.precision import Format, dtype_of
 class Linear(nn.Module):
     """y = x W^T, without bias, as everywhere in the Nemotron family."""
 
+    hidden_matrices: tuple[str, ...] = ("weight",)  # what Muon may orthogonalise; an output head empties it
+
     def __init__(self, in_width: int, out_width: int, *, residual_output: bool = False) -> None:
         """
         Args:

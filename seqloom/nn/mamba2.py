@@ -38,7 +38,15 @@ class Mamba2(nn.Module):
     """One Mamba-2 mixer; remembers a convolution window and an SSM state."""
 
     def __init__(
-        self, width: int, heads: int, head_width: int, state_width: int, groups: int, conv_width: int, chunk: int, eps: float
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        state_width: int,
+        groups: int,
+        conv_width: int,
+        chunk: int,
+        eps: float,
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.state_width, self.groups, self.chunk = (

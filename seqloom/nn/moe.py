@@ -30,10 +30,12 @@ class Routing(NamedTuple):
     """What the router of one layer did with a batch.
 
     Attributes:
+        router: the router itself, whose `load` the training task adds the counts to.
         balance: differentiable balance loss, summed over rows, each weighted by its tokens; 1 per token when even.
         counts: tokens sent to each expert.
     """
 
+    router: "Router"
     balance: Float[Tensor, ""]
     counts: Int[Tensor, "E"]
 
@@ -70,9 +72,7 @@ class Router(nn.Module):
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return chosen, weights * self.scaling, scores
 
-    def balance_loss(
-        self, scores: Float[Tensor, "B T E"], valid: Float[Tensor, "B T 1"]
-    ) -> Float[Tensor, ""]:
+    def balance_loss(self, scores: Float[Tensor, "B T E"], valid: Float[Tensor, "B T 1"]) -> Float[Tensor, ""]:
         """Σ over rows of tokens · E Σ_e f_e P_e, where f_e is the share of the row's assignments that expert e would
         get without the bias, and P_e its mean share of the scores (Nemotron 3 Nano; 1 when perfectly even)."""
         tokens = valid.sum(1).clamp(min=1)
@@ -109,6 +109,8 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The routed experts' weights, stacked."""
 
+    hidden_matrices = ("up_proj", "down_proj")
+
     def __init__(self, experts: int, width: int, expert_width: int) -> None:
         super().__init__()
         self.up_proj = nn.Parameter(torch.empty(experts, expert_width, width))
@@ -130,7 +132,13 @@ class MoE(nn.Module):
     """One mixture-of-experts mixer; remembers nothing between calls."""
 
     def __init__(
-        self, width: int, router: Router, expert_width: int, shared_width: int, latent_width: int | None, bias_rate: float
+        self,
+        width: int,
+        router: Router,
+        expert_width: int,
+        shared_width: int,
+        latent_width: int | None,
+        bias_rate: float,
     ) -> None:
         super().__init__()
         self.gate = router
@@ -160,10 +168,11 @@ class MoE(nn.Module):
         self, chosen: Int[Tensor, "S J"], scores: Float[Tensor, "B T E"], documents: Int[Tensor, "B T"] | None
     ) -> Routing:
         if not self.training:
-            return Routing(scores.new_zeros(()), self.gate.load.new_zeros(self.gate.experts))
+            return Routing(self.gate, scores.new_zeros(()), self.gate.load.new_zeros(self.gate.experts))
         if documents is None:
             valid = scores.new_ones(*scores.shape[:2], 1)
         else:
             valid = (documents >= 0).to(scores.dtype)[..., None]
         kept = chosen[valid.flatten().bool()]
-        return Routing(self.gate.balance_loss(scores, valid), kept.flatten().bincount(minlength=self.gate.experts))
+        counts = kept.flatten().bincount(minlength=self.gate.experts)
+        return Routing(self.gate, self.gate.balance_loss(scores, valid), counts)

@@ -8,15 +8,18 @@ depths; drafting starts from a true backbone state and then feeds the block its 
 Paper: Nemotron 3 white paper and Super, MTP sections.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqloom.nn.layer import Layer
+from seqloom.nn.layer import Layer, Stack
 from seqloom.nn.linear import Linear
 from seqloom.nn.moe import Routing
 from seqloom.nn.norm import RMSNorm
 from seqloom.nn.state import LayerState
+from seqloom.numerics.precision import Format, dtype_of
 
 
 class MtpBlock(nn.Module):
@@ -24,11 +27,16 @@ class MtpBlock(nn.Module):
 
     def __init__(self, width: int, layers: list[Layer], eps: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.layers[0].eh_proj = Linear(2 * width, width)
-        self.layers[0].enorm = RMSNorm(width, eps)
-        self.layers[0].hnorm = RMSNorm(width, eps)
-        self.layers[-1].final_layernorm = RMSNorm(width, eps)
+        self.layers = Stack(layers)
+        layers[0].eh_proj = Linear(2 * width, width)
+        layers[0].enorm = RMSNorm(width, eps)
+        layers[0].hnorm = RMSNorm(width, eps)
+        layers[-1].final_layernorm = RMSNorm(width, eps)
+        self.format: Format = "fp32"  # of what its attention remembers
+
+    def new_states(self, batch: int) -> list[LayerState | None]:
+        """Empty memory for drafting."""
+        return [layer.new_state(batch, dtype_of(self.format)) for layer in self.layers]
 
     def forward(
         self,
@@ -42,7 +50,8 @@ class MtpBlock(nn.Module):
             hidden: h^{k-1}, after a final norm.
             embedded: embedding of the token k positions ahead; zeros where there is none.
         """
-        first, last = self.layers[0], self.layers[-1]
+        first: Any = self.layers[0]
+        last: Any = self.layers[-1]
         x = first.eh_proj(torch.cat([first.enorm(embedded), first.hnorm(hidden)], dim=-1)).to(hidden.dtype)
         routings: list[Routing] = []
         for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):

@@ -32,7 +32,9 @@ def parse_pattern(spelling: str | Sequence[str], where: str = "pattern") -> str:
         for index, letter in enumerate(spelling):
             if letter not in KINDS and letter != "|":
                 alphabet = ", ".join(f"'{key}' {name}" for key, name in KINDS.items())
-                raise ConfigError(f"{where}: character {index} of '{spelling}' is '{letter}'; the alphabet is {alphabet}")
+                raise ConfigError(
+                    f"{where}: character {index} of '{spelling}' is '{letter}'; the alphabet is {alphabet}"
+                )
     else:
         unknown = [name for name in spelling if name not in _NAMES]
         if unknown:

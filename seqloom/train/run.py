@@ -6,18 +6,22 @@ Recipes return one, `run.yaml` stores one, and training a stored one again is th
 What the loop asks of the two narrowed fields:
 
     run.model.build() -> nn.Module          fresh weights from torch's global generator, which the loop has seeded
-    run.task.build(run, device) -> Task     prepares or opens the data; may raise DataError before anything is allocated
+    run.task.build(run, device, progress) -> Task    prepares or opens the data; may raise DataError
     run.model.training_bytes(run) -> int    estimate of peak memory, asked before the model is built
 
 and of the model: `write_folder(path)` writes config.json and weights in the public layout, `read_folder(path)` loads
 the weights back bit for bit.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from seqloom.core.config import Ge, config
 from seqloom.numerics.precision import PrecisionConfig
 from seqloom.train.config import TrainConfig
+
+Progress = Callable[[str, float], None]
+"""Told what is being prepared and which share of it is done (0 to 1)."""
 
 
 @config

@@ -6,10 +6,11 @@ Paper: Nemotron-H, Nano 2, Nemotron 3; parameter formulas in `budget.py`.
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from seqloom.core.config import Ge, Gt, Interval, config
+from seqloom.core.config import Ge, Gt, config
 from seqloom.core.errors import ConfigError
 from seqloom.data.config import DataConfig
 from seqloom.nn.pattern import parse_pattern
+from seqloom.train.run import Progress
 from seqloom.train.run import Run as BaseRun
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class HybridConfig:
                 raise ConfigError("model.mtp.pattern: the prediction block has no Mamba layers; use *, - and E")
         for letter, field in (("M", "mamba"), ("*", "attention"), ("-", "mlp"), ("E", "moe")):
             if letter in letters and getattr(self, field) is None:
-                raise ConfigError(f"model.{field}: the pattern '{self.pattern}' has '{letter}' layers, so this is required")
+                raise ConfigError(
+                    f"model.{field}: the pattern '{self.pattern}' has '{letter}' layers, so this is required"
+                )
         if self.mamba is not None and self.mamba.heads % self.mamba.groups:
             raise ConfigError(f"model.mamba: {self.mamba.heads} heads cannot be split into {self.mamba.groups} groups")
         if self.attention is not None and self.attention.heads % self.attention.kv_heads:
@@ -164,11 +167,11 @@ class TextTaskConfig:
         if self.micro_rows is not None and self.batch_rows % self.micro_rows:
             raise ConfigError(f"task.micro_rows: {self.micro_rows} does not divide batch_rows = {self.batch_rows}")
 
-    def build(self, run: "Run", device: "torch.device") -> "TextTask":
+    def build(self, run: "Run", device: "torch.device", progress: Progress | None = None) -> "TextTask":
         """Prepare or open the data; raises DataError before anything is allocated."""
         from seqloom.systems.hybrid_lm.task import TextTask
 
-        return TextTask(run, device)
+        return TextTask(run, device, progress)
 
 
 @config

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from seqloom.nn.attention import Attention
-from seqloom.nn.layer import Layer
+from seqloom.nn.init import initialise
+from seqloom.nn.layer import Layer, Stack
 from seqloom.nn.linear import Linear
 from seqloom.nn.mamba2 import Mamba2
 from seqloom.nn.mlp import Mlp
@@ -35,7 +36,7 @@ class Backbone(nn.Module):
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.embeddings = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(make_layer(letter, config) for letter in parse_pattern(config.pattern))
+        self.layers = Stack(make_layer(letter, config) for letter in parse_pattern(config.pattern))
         self.norm_f = RMSNorm(config.width, config.norm_eps)
 
 
@@ -47,10 +48,11 @@ class HybridLM(nn.Module):
         self.config = config
         self.backbone = Backbone(config)
         self.lm_head = Linear(config.width, config.vocab_size)
+        self.lm_head.hidden_matrices = ()
         self.mtp = make_mtp(config)
         self.format: Format = "fp32"  # of the residual stream
         self.checkpoint_layers = False  # recompute each layer in the backward pass
-        self.initialise()
+        initialise(self, config.init_std, len(self.backbone.layers))
 
     def forward(
         self, tokens: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None = None, states: States | None = None
@@ -86,7 +88,11 @@ class HybridLM(nn.Module):
         return self.lm_head(hidden).float()
 
     def look_ahead(
-        self, hidden: Float[Tensor, "B T D"], tokens: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None, depth: int
+        self,
+        hidden: Float[Tensor, "B T D"],
+        tokens: Int[Tensor, "B T"],
+        documents: Int[Tensor, "B T"] | None,
+        depth: int,
     ) -> tuple[list[Float[Tensor, "B T D"]], list[Routing]]:
         """Chain the prediction block over a full pass; entry k-1 of the result predicts token t+k+1 at position t.
 
@@ -113,7 +119,7 @@ class HybridLM(nn.Module):
         Args:
             hidden: state of positions t, from the backbone or from the block's previous application.
             next_tokens: the tokens at t+1.
-            states: the block's own memory, from `mtp_states`.
+            states: the block's own memory, from `mtp.new_states`.
         Returns:
             hidden states that predict the tokens at t+2 through `head`.
         """
@@ -122,25 +128,16 @@ class HybridLM(nn.Module):
 
     def new_states(self, batch: int) -> States:
         """Empty memory for `batch` rows, one entry per layer, None where a layer remembers nothing."""
-        return [_new_state(layer, batch, dtype_of(self.format)) for layer in self.backbone.layers]
+        return [layer.new_state(batch, dtype_of(self.format)) for layer in self.backbone.layers]
 
-    def mtp_states(self, batch: int) -> States:
-        """Empty memory of the prediction block."""
-        assert self.mtp is not None
-        return [_new_state(layer, batch, dtype_of(self.format)) for layer in self.mtp.layers]
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
 
     def expert_layers(self) -> list[MoE]:
-        """All mixture-of-experts mixers, in the order in which a training pass reports their routing once each."""
+        """All mixture-of-experts mixers, those of the prediction block last."""
         layers = [*self.backbone.layers, *(self.mtp.layers if self.mtp is not None else [])]
         return [layer.mixer for layer in layers if isinstance(layer.mixer, MoE)]
-
-    def initialise(self) -> None:
-        """Fresh weights from torch's global generator; on the meta device this costs nothing."""
-        std, layers = self.config.init_std, len(self.backbone.layers)
-        nn.init.normal_(self.backbone.embeddings.weight, std=std)
-        for module in self.modules():
-            if module is not self and hasattr(module, "initialise"):
-                module.initialise(std, layers)
 
     def write_folder(self, folder: Path) -> None:
         """Write config.json and weights in the public layout."""
@@ -186,8 +183,3 @@ def make_mtp(config: HybridConfig) -> MtpBlock | None:
         return None
     layers = [make_layer(letter, config) for letter in parse_pattern(config.mtp.pattern)]
     return MtpBlock(config.width, layers, config.norm_eps)
-
-
-def _new_state(layer: nn.Module, batch: int, dtype: torch.dtype) -> LayerState | None:
-    mixer = layer.mixer
-    return mixer.new_state(batch, dtype) if isinstance(mixer, Mamba2 | Attention) else None
