@@ -8,6 +8,9 @@ The public surface, loaded only when first used so that `import seqloom` stays l
     engine = seqloom.Engine("runs/tiny")            engine.generate(["import os"], ...)
 """
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from seqloom.core.rooms import load, recipe
     from seqloom.serve.engine import Engine
     from seqloom.train.loop import train
+else:
+    import seqloom.train  # the empty room, made callable below
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "RunFolder", "load", "recipe", "train"]
@@ -24,16 +29,22 @@ _HOMES = {
     "RunFolder": "seqloom.core.checkpoint.run_folder",
     "load": "seqloom.core.rooms",
     "recipe": "seqloom.core.rooms",
-    "train": "seqloom.train.loop",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'seqloom' has no attribute '{name}'; it offers {', '.join(__all__)}")
-    import importlib
-
-    # The module `seqloom.train` would shadow the function once imported, so the function is bound here for good.
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+class _TrainRoom(ModuleType):
+    """`seqloom.train` is both the room of that name and the verb, so the module answers to a call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module("seqloom.train.loop").train(*args, **kwargs)
+
+
+sys.modules["seqloom.train"].__class__ = _TrainRoom

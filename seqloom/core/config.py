@@ -2,14 +2,17 @@
 
 A config is a frozen keyword-only dataclass whose bounds are `annotated_types` marks (`Annotated[int, Ge(1)]`).
 `parse` turns plain data from a file into a config and names every mistake by its dotted path; `to_yaml` writes it back.
+Nothing is guessed: a yes is not a 1, "200" is not 200, and a setting written twice is an error.
 pydantic and PyYAML are imported only when a file is read, checked or written.
 """
 
 import dataclasses
 import difflib
 import json
+import re
+import typing
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
@@ -27,15 +30,17 @@ else:
 
         Ge = Gt = Interval = Le = Lt = MinLen = _bound
 
-__all__ = ["Ge", "Gt", "Interval", "Le", "Lt", "MinLen", "check", "config", "parse", "read_yaml", "schema", "to_data", "to_yaml"]
-
 T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[T]) -> type[T]:
     """Make a frozen, keyword-only dataclass that refuses unknown keys when read from a file."""
-    cls.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
+    cls.__pydantic_config__ = {  # type: ignore[attr-defined]
+        "extra": "forbid",
+        "allow_inf_nan": False,
+        "use_attribute_docstrings": True,
+    }
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -50,7 +55,9 @@ def parse(cls: type[T], data: Any, source: str) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(cls).validate_python(data)  # type: ignore[no-any-return]
+        # Through JSON, because only there may strict checking still take a list for a tuple.
+        text = json.dumps(data, default=str)
+        return _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(cls, mistake, source) for mistake in error.errors())) from None
 
@@ -62,30 +69,32 @@ def check(value: T, source: str = "config") -> T:
 
 def to_data(value: Any) -> dict[str, Any]:
     """A config as plain dictionaries, lists and scalars."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dataclasses.asdict(value)))
 
 
 def to_yaml(value: Any) -> str:
     """A config as YAML text that `parse` reads back to an equal object."""
     import yaml
 
-    return yaml.safe_dump(to_data(value), sort_keys=False, allow_unicode=True, width=110)
+    _, dumper = _yaml()
+    return yaml.dump(to_data(value), Dumper=dumper, sort_keys=False, width=110)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that must hold one mapping.
 
     Raises:
-        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
+        ConfigError: the file is missing, unreadable, not YAML, not a mapping, or sets something twice.
     """
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader, _ = _yaml()
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
     return data
@@ -93,14 +102,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def schema(cls: type[Any]) -> dict[str, Any]:
     """The JSON Schema of a config, for editors and `seqloom config schema`."""
-    return _adapter(cls).json_schema()  # type: ignore[no-any-return]
+    return _adapter(cls).json_schema()  # type: ignore[arg-type]  # a class is hashable
 
 
-@lru_cache(maxsize=None)
-def _adapter(cls: type[Any]) -> Any:
+@cache
+def _adapter(cls: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
+
+
+@cache
+def _yaml() -> tuple[Any, Any]:
+    """PyYAML's safe loader and dumper, for which `1e-4` is a number and a key set twice an error."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value]
+            for index, (key, _) in enumerate(node.value):
+                if key.value in names[:index]:
+                    raise yaml.MarkedYAMLError(None, None, f"'{key.value}' is set twice", key.start_mark)
+            return super().construct_mapping(node, deep)
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    for kind in (Loader, Dumper):
+        exponent = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+        kind.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
+    return Loader, Dumper
 
 
 def _explain(cls: type[Any], mistake: Mapping[str, Any], source: str) -> str:
@@ -121,8 +152,6 @@ def _explain(cls: type[Any], mistake: Mapping[str, Any], source: str) -> str:
 
 def _names_at(cls: Any, path: list[str]) -> list[str]:
     """Field names of the dataclass reached by a dotted path, looking through unions and containers."""
-    import typing
-
     for part in path:
         hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
         if part in hints:
@@ -131,8 +160,6 @@ def _names_at(cls: Any, path: list[str]) -> list[str]:
 
 
 def _dataclass_in(annotation: Any) -> Any:
-    import typing
-
     if dataclasses.is_dataclass(annotation):
         return annotation
     return next((found for inner in typing.get_args(annotation) if (found := _dataclass_in(inner))), None)

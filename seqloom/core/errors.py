@@ -8,6 +8,9 @@ traceback for `--debug`. Slips of our own are `assert`s and keep their traceback
 class SeqloomError(Exception):
     """Something outside the program's own logic went wrong; the message is meant for the user."""
 
+    exit_code = 2
+    """What the command line leaves with."""
+
 
 class ConfigError(SeqloomError, ValueError):
     """A setting, recipe, argument or missing optional package: value seen, where, and the values allowed."""

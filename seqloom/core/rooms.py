@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.errors import CheckpointError, ConfigError
 
 
@@ -54,20 +55,28 @@ def recipe(name: str) -> Any:
 
 
 def load(folder: str | Path) -> Any:
-    """Load a model from a run folder or a public checkpoint folder, ready for inference.
+    """Load a model from a run folder (its newest whole checkpoint) or a public checkpoint folder, ready for inference.
 
     Returns:
         the model in evaluation mode; `model(tokens)` gives logits of shape B T V for language models.
     Raises:
         CheckpointError: the folder is missing, damaged, or of a kind no system here can read.
     """
-    folder = Path(folder)
+    _, folder = RunFolder(folder).open_latest() or (None, Path(folder))
+    return part(owner(folder), "folder").read_model(folder).eval()
+
+
+def owner(folder: Path) -> str:
+    """The system that can read a model folder, by the `model_type` of its config.json.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged, or of a kind no system here can read.
+    """
     kind = _model_type(folder)
-    for system in systems():
-        if part(system, "config").MODEL_TYPE == kind:
-            return part(system, "folder").read_model(folder).eval()
-    known = ", ".join(sorted(part(system, "config").MODEL_TYPE for system in systems()))
-    raise CheckpointError(f"{folder}: model_type '{kind}' is not known here; known: {known}")
+    known = {part(system, "config").MODEL_TYPE: system for system in systems()}
+    if kind not in known:
+        raise CheckpointError(f"{folder}: model_type '{kind}' is not known here; known: {', '.join(sorted(known))}")
+    return known[kind]
 
 
 def _model_type(folder: Path) -> str:
@@ -76,8 +85,11 @@ def _model_type(folder: Path) -> str:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return str(fields["model_type"])
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: not a model or run folder (it has no config.json)") from None
+        reason = "there is no config.json in it" if folder.is_dir() else "it does not exist"
+        raise CheckpointError(f"{folder}: not a model or run folder; {reason}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a model configuration: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file: {error}") from error
+    except (TypeError, KeyError):
+        raise CheckpointError(f"{path}: not a model's configuration; it names no model_type") from None

@@ -47,14 +47,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ConfigError("task.data.sources: name at least one source, e.g. --data my_folder or --data python:stdlib")
+            raise ConfigError(
+                "task.data.sources: name at least one source, e.g. --data my_folder or --data python:stdlib"
+            )
         starts = [phase.start for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ConfigError(f"task.data.phases: starts must rise strictly, got {starts}")
         for phase in self.phases:
             if len(phase.weights) != len(self.sources):
                 raise ConfigError(
-                    f"task.data.phases: {len(phase.weights)} weights for {len(self.sources)} sources; give one per source"
+                    f"task.data.phases: {len(phase.weights)} weights for {len(self.sources)} sources; "
+                    "give one per source"
                 )
             if not any(phase.weights):
                 raise ConfigError("task.data.phases: at least one weight of a phase must be above 0")

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from seqloom.core.config import Ge, Gt, Interval, config
 
+DecayShape = Literal["minus_sqrt", "linear", "cosine"]
+
 
 @config
 class OptimizerConfig:
@@ -31,7 +33,7 @@ class ScheduleConfig:
     warmup_steps: Annotated[int, Ge(0)] = 100
     decay_fraction: Annotated[float, Interval(gt=0, le=1)] = 0.2
     """Share of all steps spent in the final decay of `wsd`."""
-    decay_shape: Literal["minus_sqrt", "linear", "cosine"] = "minus_sqrt"
+    decay_shape: DecayShape = "minus_sqrt"
     final_factor: Annotated[float, Interval(ge=0, le=1)] = 0.01
     """Learning rate at the last step, as a share of the peak."""
 

@@ -8,6 +8,7 @@ What the loop asks of the two narrowed fields:
     run.model.build() -> nn.Module          fresh weights from torch's global generator, which the loop has seeded
     run.task.build(run, device, progress) -> Task    prepares or opens the data; may raise DataError
     run.model.training_bytes(run) -> int    estimate of peak memory, asked before the model is built
+    run.task.memory_settings                dotted names of the settings that lower it, for the refusal
 
 and of the model: `write_folder(path)` writes config.json and weights in the public layout, `read_folder(path)` loads
 the weights back bit for bit.

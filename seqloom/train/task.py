@@ -19,7 +19,8 @@ class Loss(NamedTuple):
     Attributes:
         total: differentiable scalar, the loss summed over the units of this micro-batch.
         units: how many units (tokens, frames, samples) were summed.
-        metrics: further **sums** to report, each divided by the step's units before it is logged.
+        metrics: further **sums** to report, each divided by the step's units before it is logged; "loss" among them
+            stands in the log for the part that users know, and the mean total stays beside it as "objective".
     """
 
     total: Tensor
@@ -42,11 +43,13 @@ class Task(Protocol):
         ...
 
     def after_step(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Updates outside the gradient (router balance, target networks), after the optimizer; returns metrics."""
+        """Updates outside the gradient (router balance, target networks), after the optimizer took the step of
+        `next_batch(model, step)`; returns metrics."""
         ...
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Measures on held-out data; `loss` must be among them."""
+        """Measures on held-out data after `step` steps, called in evaluation mode without gradients; `loss` must be
+        among them."""
         ...
 
     def report(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Field names are the field's own; the public config.json spelling is the business
 Paper: Nemotron-H, Nano 2, Nemotron 3; parameter formulas in `budget.py`.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from seqloom.core.config import Ge, Gt, config
 from seqloom.core.errors import ConfigError
@@ -152,6 +152,8 @@ class HybridConfig:
 @config
 class TextTaskConfig:
     """Next-token prediction on packed rows of text."""
+
+    memory_settings: ClassVar[tuple[str, ...]] = ("task.micro_rows", "task.sequence_length")
 
     data: DataConfig
     sequence_length: Annotated[int, Ge(8)] = 512

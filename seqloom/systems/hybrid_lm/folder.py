@@ -230,7 +230,7 @@ def _fill(model: HybridLM, folder: Path, replace: bool) -> None:
         for name, tensor in model.state_dict().items():
             stacked = _STACKED.match(name)
             if stacked is None:
-                filled[name] = files.read(name, homes[name], wanted[name])
+                filled[name] = files.read(name, homes[name], wanted[name]).clone()  # not mapped to a file that may go
             else:
                 parts = [f"{stacked[1]}.{expert}.{stacked[2]}.weight" for expert in range(tensor.shape[0])]
                 filled[name] = torch.stack([files.read(part, homes[part], wanted[part]) for part in parts])

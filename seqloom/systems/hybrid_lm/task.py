@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from seqloom.data.prepare import prepare
 from seqloom.data.rows import NO_TARGET, Rows
-from seqloom.metrics.language import bits_per_byte, perplexity
-from seqloom.numerics.precision import dtype_of
-from seqloom.ops.cross_entropy import linear_cross_entropy
 from seqloom.systems.hybrid_lm.config import Run
+from seqloom.systems.hybrid_lm.evaluate import measure
+from seqloom.systems.hybrid_lm.loss import cross_entropy, targets_ahead
 from seqloom.systems.hybrid_lm.model import HybridLM
 from seqloom.train.run import Progress
 from seqloom.train.task import Loss
@@ -101,24 +100,12 @@ class TextTask:
         layers = model.expert_layers()
         return {"max_vio": max(moe.gate.rebalance(moe.bias_rate) for moe in layers)} if layers else {}
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Loss in nats per token, bits per byte and perplexity on held-out rows."""
         assert isinstance(model, HybridLM)
-        rows = min(len(self.data.valid), self.run.task.evaluate_rows)
-        size = self.run.task.micro_rows or self.run.task.batch_rows
-        nats, tokens, n_bytes = 0.0, 0, 0
-        for start in range(0, rows, size):
-            batch = self._to_device(self.data.valid.rows(range(start, min(rows, start + size))))
-            hidden, _ = model.hidden(batch.tokens, batch.documents)
-            nats += float(cross_entropy(model, hidden, batch.targets))
-            tokens += _count(batch.targets)
-            n_bytes += self._bytes(batch.targets)
-        return {
-            "loss": nats / tokens,
-            "bits_per_byte": bits_per_byte(nats, n_bytes),
-            "perplexity": perplexity(nats, tokens),
-        }
+        task = self.run.task
+        size = task.micro_rows or task.batch_rows
+        return measure(model, self.data.valid, task.evaluate_rows, size, self._token_bytes)
 
     def report(self) -> dict[str, Any]:
         return self.data.report
@@ -142,20 +129,6 @@ class TextTask:
 
     def _bytes(self, targets: Int[Tensor, "B T"]) -> int:
         return int(self._token_bytes[targets[targets != NO_TARGET]].sum())
-
-
-def cross_entropy(model: HybridLM, hidden: Tensor, targets: Int[Tensor, "B T"]) -> Tensor:
-    """Nats summed over all targets, without ever holding the logits of the whole batch."""
-    hidden = hidden.to(dtype_of(model.lm_head.format))
-    return linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())
-
-
-def targets_ahead(rows: Rows, depth: int) -> Int[Tensor, "B T"]:
-    """Targets of the prediction block: token t+depth+1 at position t, where it lies in the same document."""
-    result = torch.full_like(rows.targets, NO_TARGET)
-    same = rows.documents[:, depth:] == rows.documents[:, :-depth]
-    result[:, :-depth] = torch.where(same, rows.targets[:, depth:], NO_TARGET)
-    return result
 
 
 def _count(targets: Tensor) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from seqloom.data.rows import Rows
-from seqloom.systems.hybrid_lm.task import targets_ahead
+from seqloom.systems.hybrid_lm.loss import targets_ahead
 from tiny_models import VARIANTS, make, tokens
 
 

@@ -1,0 +1,49 @@
+# make demo    set up, then train a small language model on this machine's Python and let it write (about 5 minutes)
+# make test    set up, then run exactly what CI runs
+# make quick   the tests without the slow tier
+# make lint    format, types, import contract
+# make clean   remove the environment and caches; runs/ stays
+#
+# Another interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+JOBS ?= 2
+INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
+
+.PHONY: demo test quick lint clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/core.stamp
+	$(VENV)/bin/seqloom demo
+
+test: lint
+	$(VENV)/bin/python -m pytest -n $(JOBS)
+
+quick: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m pytest -n $(JOBS) -m "not full"
+
+lint: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# A half-made environment (no stamp) is made anew; one that works is kept and brought up to date.
+$(VENV)/core.stamp: pyproject.toml constraints/cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "seqloom needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1). Name another one:" \
+			"make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing seqloom and its core packages into $(VENV) (a minute or two; torch is the large one)"
+	@$(INSTALL) --quiet hatchling editables
+	@$(INSTALL) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp
+	@echo "Installing the development tools into $(VENV)"
+	@$(INSTALL) --quiet --no-build-isolation -e ".[dev]"
+	@touch $@

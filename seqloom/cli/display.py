@@ -1,0 +1,122 @@
+"""What a training shows: a live line on a terminal, plain lines anywhere else; the data report first in both."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from seqloom.data.report import report_lines
+from seqloom.train.observer import Observer, StartReport
+
+
+class Display(Observer):
+    """Shows a run on a console; used in a `with` block so that the live line ends cleanly whatever happens."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Progress | None = None
+        self._line = TaskID(0)
+        self._stage = ""
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end_live()
+
+    def on_prepare(self, what: str, share: float) -> None:
+        """A stage of the preparation has come this far (0 to 1)."""
+        if self._console.is_terminal:
+            if what != self._stage:
+                self._start_live(what, total=1.0, completed=0.0)
+            assert self._live is not None
+            self._live.update(self._line, completed=share)
+        elif what != self._stage:
+            self._say(what)
+        self._stage = what
+
+    def on_start(self, report: StartReport) -> None:
+        self._end_live()
+        self._report, self._began = report, time.monotonic()
+        for line in start_lines(report):
+            self._say(line)
+        if self._console.is_terminal:
+            self._start_live("training", total=report.run.train.steps, completed=report.first_step)
+
+    def on_step(self, metrics: dict[str, float]) -> None:
+        step, settings = int(metrics["step"]), self._report.run.train
+        if self._live is not None:
+            self._live.update(self._line, completed=step, numbers="  ".join(self._numbers(metrics)))
+        elif step == 1 or step % settings.log_every == 0 or step == settings.steps:
+            per_step = (time.monotonic() - self._began) / (step - self._report.first_step)
+            left = f"{duration(per_step * (settings.steps - step))} left"
+            self._say("  ".join([f"step {step}/{settings.steps}", *self._numbers(metrics), left]))
+
+    def on_eval(self, metrics: dict[str, float]) -> None:
+        self._say(f"validation after step {int(metrics['step'])}: {measures(metrics)}")
+
+    def on_save(self, step: int, path: Path) -> None:
+        self._say(f"step {step} saved in {path}")
+
+    def on_message(self, text: str) -> None:
+        self._say(text)
+
+    def _numbers(self, metrics: dict[str, float]) -> list[str]:
+        unit = self._report.unit
+        shown = [f"loss {metrics['loss']:.3f}"]
+        if "bits_per_byte" in metrics:
+            shown.append(f"{metrics['bits_per_byte']:.3f} bits/byte")
+        return [*shown, f"{metrics[f'{unit}_per_second']:,.0f} {unit}/s", size(metrics["memory_bytes"])]
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _start_live(self, what: str, total: float, completed: float) -> None:
+        self._end_live()
+        counted = [MofNCompleteColumn()] if total > 1 else []
+        numbers = TextColumn("{task.fields[numbers]}")
+        columns = [TextColumn("{task.description}"), BarColumn(20), *counted, numbers, TimeRemainingColumn()]
+        self._live = Progress(*columns, console=self._console)
+        self._line = self._live.add_task(what, total=total, completed=int(completed), numbers="")
+        self._live.start()
+
+    def _end_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def start_lines(report: StartReport) -> list[str]:
+    """What to read before step 1: the data, the model's size, the memory it will take."""
+    formats = sorted(set(report.formats.values()))
+    lines = report_lines(report.data)
+    lines.append(
+        f"{report.parameters:,} parameters in {', '.join(formats)} on {report.device}; "
+        f"about {size(report.needed_bytes)} of {size(report.available_bytes)} memory needed"
+    )
+    if report.first_step:
+        lines.append(f"going on after step {report.first_step}")
+    return lines
+
+
+def measures(metrics: dict[str, float]) -> str:
+    """Measures by name on one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items() if name != "step")
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,1 @@
+"""Crash-safe folders: tensors, digests, the commit, and the run folder built from them."""

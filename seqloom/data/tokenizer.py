@@ -1,0 +1,247 @@
+"""Text to token ids and back, with the few ids that have a meaning of their own.
+
+A new tokenizer is a byte-level BPE: every text can be encoded and decodes to itself. Words take the space or symbol
+before them, digits stand alone, and a line break takes the indentation of the next line along, which makes indented
+code cheap. Its first ids follow the public Nemotron family, so that chat templates and servers find what they expect.
+Existing tokenizers are used as they are; whatever their origin, a saved folder gives the same ids in `transformers`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from seqloom.core.errors import DataError
+from seqloom.data.sentencepiece_model import convert
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+SPECIALS = (
+    *(PAD, BOS, EOS),
+    *(f"<reserved_{index}>" for index in range(3, 10)),
+    *("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+)
+"""The first ids of a new tokenizer, in order."""
+
+WORDS = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",  # a word, with one space or symbol before it
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?",  # symbols, with the line break and indentation after them
+        r"\s*[\r\n]+[ \t]*",
+        r"\s+(?!\S)",  # a run of spaces, but for the one that the next word takes
+        r"\s+",
+    )
+)
+
+FAMILIAR_ENDS = (EOS, "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+"""How public tokenizers call the end of a document; consulted when no file says it."""
+
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_USER_PARALLELISM = os.environ.get(_PARALLELISM)
+
+
+class TextTokenizer:
+    """A tokenizer and the ids that mark where documents begin and end."""
+
+    def __init__(
+        self, definition: str, *, bos: int | None, eos: int, pad: int | None, chat_template: str | None = None
+    ):
+        """Args:
+        definition: content of a tokenizer.json.
+        pad: id of padding, which is never seen by a loss; None takes `eos`.
+        """
+        self._definition, self._inner = definition, _load(definition)
+        self._inner.encode_special_tokens = True
+        self.size = max(self._inner.get_vocab().values()) + 1
+        """Number of ids: one more than the highest."""
+        self.bos, self.eos, self.pad = bos, eos, eos if pad is None else pad
+        self.chat_template = chat_template
+        """The template that came with the tokenizer, if any."""
+
+    def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        """Token ids of a text, without begin and end marks.
+
+        Args:
+            specials: read the spelling of a special token, such as `<|im_end|>`, as that token. Off, so that no
+                document or prompt can smuggle one in.
+        """
+        inner = self._with_specials if specials else self._inner
+        return inner.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts, on all cores."""
+        with _all_cores():
+            return [found.ids for found in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
+        """The text of token ids, with special tokens left out or, if asked for, spelled out."""
+        return self._inner.decode(list(ids), skip_special_tokens=not specials)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """How many bytes of text each token stands for, [V] int64; 0 for special tokens."""
+        added = self._inner.get_added_tokens_decoder()
+        byte_level = '"ByteLevel"' in json.dumps(json.loads(self._definition)["decoder"])
+        counts = np.zeros(self.size, dtype=np.int64)
+        for token, index in self._inner.get_vocab().items():
+            if index in added:
+                counts[index] = 0 if added[index].special else len(token.encode())
+            elif byte_level:  # one character of the byte alphabet stands for one byte
+                counts[index] = len(token)
+            else:
+                counts[index] = 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode())
+        return counts
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the ids of a document."""
+        return hashlib.sha256(json.dumps([self._definition, self.bos, self.eos, self.pad]).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and the small files beside it that `transformers` reads."""
+        tokens = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        names = {key: self._inner.id_to_token(index) for key, index in tokens.items() if index is not None}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
+        texts = {
+            "tokenizer.json": self._definition,
+            "tokenizer_config.json": json.dumps(settings, indent=2),
+            "special_tokens_map.json": json.dumps(names, indent=2),
+        }
+        if self.chat_template is not None:
+            texts["chat_template.jinja"] = self.chat_template
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    @cached_property
+    def _with_specials(self) -> Tokenizer:
+        return _load(self._definition)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+    """Learn a byte-level BPE of at most `vocab_size` entries; few texts give fewer.
+
+    Raises:
+        DataError: the special tokens and the 256 bytes do not fit in `vocab_size`.
+    """
+    smallest = len(SPECIALS) + 256
+    if vocab_size < smallest:
+        raise DataError(
+            f"a new tokenizer has at least {smallest} entries ({len(SPECIALS)} special tokens and 256 bytes), but the "
+            f"model's vocab_size is {vocab_size}; raise model.vocab_size"
+        )
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    bos, eos, pad = (SPECIALS.index(token) for token in (BOS, EOS, PAD))
+    inner.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    with _all_cores():
+        inner.train_from_iterator(texts, trainer)
+    return TextTokenizer(inner.to_str(), bos=bos, eos=eos, pad=pad)
+
+
+def open_tokenizer(path: str | Path) -> TextTokenizer:
+    """Open a tokenizer.json, a folder that holds one, or a sentencepiece .model file.
+
+    Raises:
+        DataError: there is none, it cannot be read, or nothing says which token ends a document.
+        ConfigError: a .model file needs the optional package sentencepiece.
+    """
+    path = Path(path).expanduser()
+    folder = path if path.is_dir() else path.parent
+    file = next((path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()), path)
+    if not file.is_file():
+        raise DataError(
+            f"{path}: no tokenizer here; expected a tokenizer.json, a folder that holds one, or a sentencepiece .model"
+        )
+    if file.suffix == ".model":
+        definition, ids = convert(file)
+        return TextTokenizer(definition, **ids)
+    try:
+        definition = file.read_text(encoding="utf-8")
+        vocabulary = _load(definition).get_vocab()
+    except Exception as error:  # the package raises plain Exception
+        raise DataError(f"{file}: not a tokenizer.json that can be read: {error}") from None
+    notes = [_read_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    notes += [_read_json(folder / name) for name in ("config.json", "generation_config.json")]
+    eos = _special("eos", notes, vocabulary)
+    if eos is None:
+        eos = next((vocabulary[token] for token in FAMILIAR_ENDS if token in vocabulary), None)
+    if eos is None:
+        raise DataError(
+            f'{file}: nothing says which token ends a document; put "eos_token" into {folder / "tokenizer_config.json"}'
+        )
+    bos, pad = _special("bos", notes, vocabulary), _special("pad", notes, vocabulary)
+    return TextTokenizer(definition, bos=bos, eos=eos, pad=pad, chat_template=_chat_template(folder, notes[0]))
+
+
+def _load(definition: str) -> Tokenizer:
+    inner = Tokenizer.from_str(definition)
+    inner.no_padding()
+    inner.no_truncation()
+    return inner
+
+
+def _special(role: str, notes: Sequence[dict[str, Any]], vocabulary: dict[str, int]) -> int | None:
+    """The id of a role as the files beside a tokenizer give it: by spelling, or by number or list of numbers."""
+    for note in notes:
+        token = note.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and token in vocabulary:
+            return vocabulary[token]
+        index = note.get(f"{role}_token_id")
+        index = index[0] if isinstance(index, list) and index else index
+        if isinstance(index, int) and index in vocabulary.values():
+            return index
+    return None
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
+    """Let tokenizers use threads here and nowhere else: otherwise it warns in every process forked later."""
+    if _USER_PARALLELISM is None:
+        os.environ[_PARALLELISM] = "true"
+    try:
+        yield
+    finally:
+        if _USER_PARALLELISM is None:
+            os.environ[_PARALLELISM] = "false"

@@ -1,0 +1,108 @@
+"""What the engine asks of a model and of a tokenizer. Whatever answers these can be served.
+
+The state of a model is one list with an entry per layer, `None` where a layer remembers nothing; the four functions
+below do to the whole list what `LayerState` does for one layer.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seqloom.nn.state import LayerState
+
+States = list[LayerState | None]
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def bos(self) -> int | None:
+        """The token that every text begins with, if there is one."""
+        ...
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a text."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id it can produce."""
+        ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class LanguageModel(Protocol):
+    """A causal language model that remembers."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def mtp(self) -> nn.Module | None:
+        """The multi-token prediction block behind `draft`, or None."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def new_states(self, batch: int) -> States:
+        """Empty memory for so many rows; zero rows are allowed."""
+        ...
+
+    def mtp_states(self, batch: int) -> States:
+        """Empty memory of the prediction block."""
+        ...
+
+    def hidden(
+        self, tokens: Int[Tensor, "B T"], documents: None = None, states: States | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Any]:
+        """Hidden states that `head` and `draft` take, continuing from `states`, which are advanced by T tokens."""
+        ...
+
+    def head(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each position."""
+        ...
+
+    def draft(
+        self, hidden: Float[Tensor, "B T D"], next_tokens: Int[Tensor, "B T"], states: States
+    ) -> Float[Tensor, "B T D"]:
+        """One step further: from h_t and the token at t+1 to a hidden state whose logits guess the token at t+2."""
+        ...
+
+
+def snapshot(states: States) -> list[Any]:
+    """A mark of the present of every layer."""
+    return [None if layer is None else layer.snapshot() for layer in states]
+
+
+def restore(states: States, marks: list[Any]) -> None:
+    """Take every layer back to a mark."""
+    for layer, mark in zip(states, marks, strict=True):
+        if layer is not None:
+            layer.restore(mark)
+
+
+def select(states: States, rows: Int[Tensor, "R"]) -> None:
+    """Keep these rows of every layer, in this order."""
+    for layer in states:
+        if layer is not None:
+            layer.select(rows)
+
+
+def join(states: States, others: list[States]) -> None:
+    """Append the rows of other states below those of `states`."""
+    for layer, *more in zip(states, *others, strict=True):
+        if layer is not None:
+            layer.join([other for other in more if other is not None])
+
+
+def to_tensor(ids: list[int] | list[list[int]], model: LanguageModel) -> Tensor:
+    """Token ids or row numbers as a tensor where the model lives."""
+    return torch.tensor(ids, dtype=torch.int64, device=next(model.parameters()).device)

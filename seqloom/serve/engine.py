@@ -1,0 +1,191 @@
+"""The engine: prompts in, text out.
+
+Prompts are read one by one, in pieces of bounded size; their memories are then joined into one batch without padding,
+and every step draws one token for every row. A finished row leaves the batch and the next prompt takes its place.
+
+    admit    read all tokens of a prompt but the last into fresh states, and join these to the batch
+    step     feed each row its newest token and draw the next from its last hidden state
+    drop     keep the rows that go on
+
+With drafting, a step feeds one row its newest token and the guesses after it, keeps the guesses that are right, and
+takes the recurrent states back where one was wrong. Each row accepts another number of guesses, so rows then run one
+after another.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from seqloom.core.devices import pick_device
+from seqloom.core.errors import ConfigError, DataError
+from seqloom.core.rooms import load
+from seqloom.data.tokenizer import open_tokenizer
+from seqloom.serve.config import Sampling
+from seqloom.serve.contract import LanguageModel, States, Tokenizer, join, restore, select, snapshot, to_tensor
+from seqloom.serve.drafting import MtpDrafter, verify
+from seqloom.serve.request import Completion, Request
+
+PREFILL_TOKENS = 512
+"""Prompt tokens read in one pass; bounds the memory of activations."""
+
+Prompt = str | Sequence[int]
+"""A text, which is put after the beginning-of-text token if there is one, or token ids as they are.
+Nothing at all is the beginning of a text."""
+
+
+class Engine:
+    """Generates text with a language model.
+
+    Args:
+        source: a run folder or public model folder, or a model and its tokenizer.
+        max_rows: most prompts that are generated at the same time; further ones wait.
+    Raises:
+        CheckpointError: the folder cannot be read.
+        DataError: the tokenizer does not fit the model.
+    """
+
+    def __init__(self, source: str | Path | tuple[LanguageModel, Tokenizer], max_rows: int = 32) -> None:
+        if max_rows < 1:
+            raise ConfigError(f"max_rows: {max_rows} is not allowed; it must be a whole number from 1")
+        self.max_rows = max_rows
+        self.model: LanguageModel
+        self.tokenizer: Tokenizer
+        if isinstance(source, tuple):
+            self.model, self.tokenizer = source
+        else:
+            self.model, self.tokenizer = load(source).to(pick_device("auto")), open_tokenizer(source)
+        if self.tokenizer.size > self.model.vocab_size:
+            raise DataError(
+                f"the tokenizer has {self.tokenizer.size} tokens but the model only {self.model.vocab_size}; "
+                "they do not belong together"
+            )
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None, draft_tokens: int = 0
+    ) -> list[Completion]:
+        """Continue all prompts; the answers come in the order of the prompts.
+
+        Args:
+            sampling: one setting for all prompts, or one for each.
+            draft_tokens: tokens to guess ahead with the model's prediction block; changes speed, never the answers.
+        Raises:
+            ConfigError, DataError: a setting or prompt that cannot be used; nothing was generated.
+            NumericsError: the model's logits are not finite.
+        """
+        requests = self._requests(prompts, sampling)
+        for _ in self._run(requests, self._checked(draft_tokens)):
+            pass
+        return [request.completion() for request in requests]
+
+    def stream(
+        self, prompt: Prompt, sampling: Sampling | None = None, draft_tokens: int = 0
+    ) -> Generator[str, None, Completion]:
+        """Continue one prompt and give the text piece by piece, each as soon as nothing can change it any more.
+
+        Returns:
+            an iterator over pieces of text; `yield from` it gives the whole `Completion` in the end.
+        Raises:
+            as `generate`; prompt and settings are checked at once, before the first piece is asked for.
+        """
+        (request,) = self._requests([prompt], sampling)
+        steps = self._run([request], self._checked(draft_tokens))
+
+        def show() -> Generator[str, None, Completion]:
+            for step in steps:
+                yield from (text for _, text in step if text)
+            return request.completion()
+
+        return show()
+
+    @torch.inference_mode()
+    def _run(self, requests: list[Request], draft_tokens: int) -> Iterator[list[tuple[Request, str]]]:
+        """Finish all requests; after each step gives every row's request with the text that became certain."""
+        waiting = deque(requests)
+        rows: list[Request] = []
+        states = self.model.new_states(0)
+        max_rows = 1 if draft_tokens else self.max_rows
+        while waiting or rows:
+            admitted = [waiting.popleft() for _ in range(min(len(waiting), max_rows - len(rows)))]
+            if admitted:
+                join(states, [self._prefill(request, draft_tokens) for request in admitted])
+                rows += admitted
+            drawn = self._step(rows, states, draft_tokens)
+            yield [(request, request.take(tokens)) for request, tokens in zip(rows, drawn, strict=True)]
+            kept = [index for index, request in enumerate(rows) if request.finish_reason is None]
+            if len(kept) < len(rows):
+                rows = [rows[index] for index in kept]
+                select(states, to_tensor(kept, self.model))
+
+    def _prefill(self, request: Request, draft_tokens: int) -> States:
+        """States that have seen the prompt but for its last token, which the first step feeds."""
+        states = self.model.new_states(1)
+        if draft_tokens:
+            request.drafter = MtpDrafter(self.model)
+        last = len(request.prompt) - 1
+        for start in range(0, last, PREFILL_TOKENS):
+            stop = min(start + PREFILL_TOKENS, last)
+            hidden, _ = self.model.hidden(to_tensor([request.prompt[start:stop]], self.model), states=states)
+            if request.drafter is not None:
+                request.drafter.follow(hidden, request.prompt[start + 1 : stop + 1])
+        return states
+
+    def _step(self, rows: list[Request], states: States, draft_tokens: int) -> list[list[int]]:
+        """Draw one token for every row and, with drafting, one more for every right guess."""
+        guesses = [request.guess(draft_tokens) for request in rows]
+        inputs = to_tensor([[request.newest, *guess] for request, guess in zip(rows, guesses, strict=True)], self.model)
+        mark = snapshot(states)
+        hidden, _ = self.model.hidden(inputs, states=states)
+        drawn = [
+            verify(logits, guess, request.choose)
+            for request, guess, logits in zip(rows, guesses, self.model.head(hidden), strict=True)
+        ]
+        if (drafter := rows[0].drafter) is not None:
+            right = len(drawn[0])
+            if right < inputs.shape[1]:
+                restore(states, mark)
+                self.model.hidden(inputs[:, :right], states=states)
+            drafter.follow(hidden[:, :right], drawn[0])
+        return drawn
+
+    def _requests(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None) -> list[Request]:
+        if not isinstance(prompts, list | tuple):
+            raise DataError(f"prompts: expected a list of texts or of token-id lists, got {type(prompts).__name__}")
+        if sampling is None or isinstance(sampling, Sampling):
+            sampling = [sampling or Sampling()] * len(prompts)
+        if [type(each) for each in sampling] != [Sampling] * len(prompts):
+            raise ConfigError(f"sampling: expected one Sampling, or a list with one for each of {len(prompts)} prompts")
+        return [
+            Request(self._ids(prompt, index), each, self.tokenizer)
+            for index, (prompt, each) in enumerate(zip(prompts, sampling, strict=True))
+        ]
+
+    def _ids(self, prompt: Prompt, index: int) -> list[int]:
+        beginning = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+        if isinstance(prompt, str):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"prompt {index}: character {error.start} is half a surrogate pair, not text") from None
+            prompt = [*beginning, *self.tokenizer.encode(prompt)]
+        if not isinstance(prompt, list | tuple):
+            raise DataError(f"prompt {index}: expected a text or a list of token ids, got {type(prompt).__name__}")
+        for place, token in enumerate(prompt):
+            if not isinstance(token, int) or not 0 <= token < self.model.vocab_size:
+                raise DataError(
+                    f"prompt {index}: {token!r} at place {place} is not a token id; "
+                    f"they are whole numbers from 0 to {self.model.vocab_size - 1}"
+                )
+        if not (ids := list(prompt) or beginning):
+            raise DataError(f"prompt {index}: it is empty, and this tokenizer has no token for the beginning of a text")
+        return ids
+
+    def _checked(self, draft_tokens: int) -> int:
+        if not isinstance(draft_tokens, int) or draft_tokens < 0:
+            raise ConfigError(f"draft_tokens: {draft_tokens!r} is not allowed; it must be a whole number from 0")
+        if draft_tokens and self.model.mtp is None:
+            raise ConfigError(
+                f"draft_tokens: {draft_tokens} is not allowed; this model has no prediction block, so use 0"
+            )
+        return draft_tokens

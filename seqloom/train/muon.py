@@ -1,0 +1,79 @@
+"""Muon: momentum whose every matrix is replaced by its nearest orthogonal one before it is applied.
+
+    M ← μM + (1 - μ)G;   U = (1 - μ)G + μM (Nesterov);   W ← (1 - ηλ)W - η √max(1, rows/columns) · orthogonal(U)
+
+orthogonal(U) is five Newton-Schulz steps of an odd quintic, X ← aX + (bA + cA²)X with A = XXᵀ, which drive the
+singular values of U/‖U‖ near 1 and leave its singular vectors alone. Every update then has the spectral norm that
+fits its shape, so one rate serves all widths.
+
+A parameter [..., rows, columns] is a stack of independent matrices (experts), and all matrices of one shape in a
+model, or of its transpose, are orthogonalised in one batch: small models would otherwise spend their time in calls.
+
+Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", with its scale rule; decoupled
+decay as in "Muon is scalable for LLM training", arXiv 2502.16982.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at 0 of the quintics that stay in about [0.7, 1.2] (Jordan et al.)
+ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon over hidden matrices; one-dimensional parameters do not belong here."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        assert all(p.ndim >= 2 for group in self.param_groups for p in group["params"])
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step with the gradients at hand; parameters without one are left alone."""
+        for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike[tuple(sorted(p.shape[-2:]))].append(p)
+            for params in alike.values():
+                self._step_alike(params, group)
+
+    def _step_alike(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        stacks = [_wide(self._momentum(p, group["momentum"])) for p in params]
+        updates = orthogonalise(torch.cat(stacks)).split([len(stack) for stack in stacks])
+        for p, update in zip(params, updates, strict=True):
+            rows, columns = p.shape[-2:]
+            update = (update.mT if rows > columns else update).reshape(p.shape).to(p.dtype)
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+
+    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
+        assert p.grad is not None
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(state["momentum"], momentum)
+
+
+def orthogonalise(matrices: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
+    """Bring all singular values of each matrix (R ≤ C) to about 1, in BF16 on a GPU and FP32 elsewhere."""
+    a, b, c = COEFFICIENTS
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _wide(update: Tensor) -> Float[Tensor, "N R C"]:
+    """A parameter's update as a stack of matrices with R ≤ C: the short side decides the cost."""
+    matrices = update.reshape(-1, *update.shape[-2:])
+    return matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices

@@ -1,0 +1,117 @@
+"""From a model and settings to the optimizers that step it, and to the tensors that store them.
+
+Which parameter gets what:
+
+    hidden matrices                     Muon if chosen, with decay; AdamW with decay otherwise
+    other parameters of 2 and more axes AdamW with decay (embedding, head, router, convolution)
+    one axis or none                    AdamW, never decayed (norms, biases, A, D, dt)
+
+A module says which of its own parameters are hidden matrices in a tuple `hidden_matrices` of attribute names, each
+shaped [rows = outputs, columns = inputs] or a stack [experts, rows, columns]. Nothing is guessed from names, and an
+unmarked parameter is always safe with AdamW.
+
+State is stored by parameter name, as `backbone.layers.0.mixer.in_proj.weight.exp_avg`, and loaded strictly.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from seqloom.core.errors import CheckpointError, ConfigError
+from seqloom.train.config import OptimizerConfig
+from seqloom.train.muon import Muon
+
+STATE_KEYS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), Muon: ("momentum",)}
+
+
+class Optimizers:
+    """The optimizers of one model, stepped and stored as one."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer], names: dict[Tensor, str]) -> None:
+        self._parts = parts
+        self._names = names
+        self._peaks = [[group["lr"] for group in part.param_groups] for part in parts]
+
+    def step(self, factor: float) -> None:
+        """Take one step at this share of every group's peak learning rate."""
+        for part, peaks in zip(self._parts, self._peaks, strict=True):
+            for group, peak in zip(part.param_groups, peaks, strict=True):
+                group["lr"] = factor * peak
+            part.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the optimizers remember, by parameter name; the tensors themselves, not copies."""
+        return {
+            f"{self._names[parameter]}.{key}": tensor
+            for part in self._parts
+            for parameter, kept in part.state.items()
+            for key, tensor in kept.items()
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a state that `state` gave after at least one step of the same model and settings.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, or of another shape or type.
+        """
+        homes = {
+            f"{self._names[parameter]}.{key}": (part, parameter, key)
+            for part in self._parts
+            for group in part.param_groups
+            for parameter in group["params"]
+            for key in STATE_KEYS[type(part)]
+        }
+        missing, unknown = sorted(homes.keys() - tensors.keys()), sorted(tensors.keys() - homes.keys())
+        if missing or unknown:
+            raise CheckpointError(
+                f"optimizer state does not fit this model: {len(missing)} tensors missing {missing[:3]}, "
+                f"{len(unknown)} unknown {unknown[:3]}"
+            )
+        for name, (part, parameter, key) in homes.items():
+            shape = () if key == "step" else tuple(parameter.shape)
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+                raise CheckpointError(
+                    f"optimizer state: '{name}' is {tensor.dtype} {tuple(tensor.shape)}, expected torch.float32 {shape}"
+                )
+            part.state[parameter][key] = tensor.to(parameter.device, copy=True)
+
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
+    """Sort the trainable parameters of a model into groups and make their optimizers.
+
+    Raises:
+        ConfigError: Muon is asked for, and no module marks a hidden matrix.
+    """
+    names: dict[Tensor, str] = {
+        parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    hidden = hidden_matrices(model) & names.keys() if config.kind == "muon" else set()
+    if config.kind == "muon" and not hidden:
+        raise ConfigError(
+            "train.optimizer.kind: 'muon' needs modules that mark hidden matrices, and this model has none; use 'adamw'"
+        )
+    rest = [parameter for parameter in names if parameter not in hidden]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    parts: list[torch.optim.Optimizer] = []
+    if rest:
+        parts.append(
+            torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=config.lr,
+                betas=(config.beta1, config.beta2),
+                eps=config.eps,
+                fused=True,
+            )
+        )
+    if hidden:
+        matrices = [parameter for parameter in names if parameter in hidden]
+        parts.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay))
+    return Optimizers(parts, names)
+
+
+def hidden_matrices(model: nn.Module) -> set[Tensor]:
+    """The parameters that modules mark as matrices from hidden width to hidden width."""
+    return {getattr(module, name) for module in model.modules() for name in getattr(module, "hidden_matrices", ())}

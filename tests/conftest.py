@@ -1,0 +1,34 @@
+"""What every test stands on: one thread a worker, checked shapes, and a cache of its own."""
+
+import os
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+
+# Two threads a worker on a busy two-core machine are ten times slower than one; the variable is for child processes.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Shapes in signatures are checked wherever arrays flow; must precede the first import of these rooms.
+jaxtyping.install_import_hook(
+    ["seqloom.numerics", "seqloom.ops", "seqloom.nn", "seqloom.systems"], typechecker="beartype.beartype"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data goes to a folder of this session, never to the one of the person at the keyboard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEQLOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
