@@ -4,10 +4,18 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from seqloom.data.config import SourceConfig
 from seqloom.systems.hybrid_lm.config import AttentionConfig, MambaConfig, MlpConfig, MoeConfig, Run
 from seqloom.systems.hybrid_lm.recipes import tiny
+
+
+class Trained(NamedTuple):
+    """A finished run and what the command line printed of it."""
+
+    folder: Path
+    lines: list[str]
 
 
 def narrow(texts: Path) -> Callable[[], Run]:

@@ -5,14 +5,12 @@ Only their size is changed, in one place: the recipe `tiny` is replaced by a nar
 """
 
 import io
-import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
-import tyro
 from micro_runs import narrow, write_texts
 
 from seqloom.cli.main import main
@@ -52,7 +50,9 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     elif program == "source":
-        assert arguments == [f"{re.search('^VENV := (.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1]}/bin/activate"]
+        assert arguments == [
+            f"{re.search('^VENV := (.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1]}/bin/activate"
+        ]
     else:
         assert program == "seqloom"
         monkeypatch.setattr("sys.stdin", io.StringIO("def total(\n/quit\n"))

@@ -13,9 +13,9 @@ JsonFlag = Annotated[
 ]
 
 
-def parse(verb: str, function: Callable[..., T], arguments: list[str]) -> T:
-    """Call `function` with the arguments of a verb; leaves with code 2 and a hint when they do not fit."""
-    return tyro.cli(function, args=arguments, prog=f"seqloom {verb}", config=(tyro.conf.AvoidSubcommands,))
+def parse(verb: str, form: Callable[..., T], arguments: list[str]) -> T:
+    """Call a function or class with the arguments of a verb; leaves with code 2 and a hint when they do not fit."""
+    return tyro.cli(form, args=arguments, prog=f"seqloom {verb}", config=(tyro.conf.AvoidSubcommands,))
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from seqloom.cli.arguments import parse
 
-PROMPT = 'def read_lines(path):\n    """'
+PROMPT = "def read_lines(path):"
 
 WALK = (
     (
@@ -48,7 +48,7 @@ def demo(*, out: Path = Path("runs/demo")) -> None:
     run = shlex.quote(str(out))
     for number, (heading, command) in enumerate(WALK, start=1):
         line = command.format(run=run, prompt=shlex.quote(PROMPT))
-        console.print(f"\n{number}/{len(WALK)}  {heading}", style="bold", markup=False, highlight=False)
+        console.print(f"\n{number}/{len(WALK)}  {heading}", style="bold", markup=False, highlight=False, soft_wrap=True)
         console.print(f"$ seqloom {line}\n", style="dim", markup=False, highlight=False, soft_wrap=True)
         verb, *rest = shlex.split(line)
         importlib.import_module(f"seqloom.cli.{verb}").main(rest)

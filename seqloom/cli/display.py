@@ -97,7 +97,8 @@ def start_lines(report: StartReport) -> list[str]:
         f"about {size(report.needed_bytes)} of {size(report.available_bytes)} memory needed"
     )
     if report.first_step:
-        lines.append(f"going on after step {report.first_step}")
+        done = report.first_step == report.run.train.steps
+        lines.append("already trained to its last step" if done else f"going on after step {report.first_step}")
     return lines
 
 

@@ -31,13 +31,18 @@ def evaluate(
         run: a run folder or public model folder.
         data: corpora to measure on, whole, instead of the run's held-out text: PATH_OR_NAME ...
         tasks: names of lm-eval tasks or paths of task files, joined by commas (needs the extra eval).
-        limit: examples per task; all by default.
+        limit: most rows of text, or examples per task; all by default.
     """
+    from rich.console import Console
+
+    from seqloom.cli.display import Display
+
     system = rooms.owner(run)
     results: dict[str, Any]
     if tasks is None:
         sources = read_sources([source for group in data for source in group])
-        results = rooms.part(system, "evaluate").evaluate(run, sources)
+        with Display(Console(stderr=True)) as display:
+            results = rooms.part(system, "evaluate").evaluate(run, sources, limit, display.on_prepare)
     else:
         require("eval", "lm_eval")
         from seqloom.serve.engine import Engine
@@ -47,4 +52,8 @@ def evaluate(
         print_json(results)
         return
     for name, value in results.items():
-        ...
+        print(f"{name.replace('_', ' '):16} {value:,.6g}" if tasks is None else f"{name}: {_task_line(value)}")
+
+
+def _task_line(measures: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in measures.items() if isinstance(value, float))

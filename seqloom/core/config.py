@@ -18,8 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from seqloom.core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+if TYPE_CHECKING:  # "as" marks names that are meant to be imported from here
+    from annotated_types import Ge as Ge
+    from annotated_types import Gt as Gt
+    from annotated_types import Interval as Interval
+    from annotated_types import Le as Le
+    from annotated_types import Lt as Lt
+    from annotated_types import MinLen as MinLen
 else:
     try:
         from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen

@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from seqloom.core.checkpoint.manifest import verify, write_manifest
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.data.cache import cached, key
 from seqloom.data.config import DataConfig
@@ -121,13 +122,11 @@ def _tokenizer(
         texts = [text for one in surveys for text in one().sample]
         progress("training the tokenizer", 0.0)
         train_tokenizer(texts, vocab_size).save(folder)
+        write_manifest(folder)
         progress("training the tokenizer", 1.0)
 
     def read(folder: Path) -> TextTokenizer | None:
-        try:
-            return open_tokenizer(folder)
-        except DataError:
-            return None
+        return None if verify(folder) else open_tokenizer(folder)
 
     weights = [source.weight for source in config.sources]
     prints = [source.fingerprint for source in sources]

@@ -7,12 +7,13 @@ are equally likely, as good ones) for texts made of the whole vocabulary.
 Field numbers: sentencepiece_model.proto of the sentencepiece project.
 """
 
+import re
 import struct
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from seqloom.core.errors import DataError
 from seqloom.core.extras import require
@@ -73,11 +74,9 @@ def _tokenizer(
     byte_fallback = any(piece.kind == BYTE for piece in pieces)
     unknown = next(index for index, piece in enumerate(pieces) if piece.kind == UNKNOWN)
     if kind == UNIGRAM:
-        # Marks must never win against ordinary pieces, even where a text spells one out.
-        lowest = min(piece.score for piece in pieces if piece.kind == NORMAL) * 8 - 1
-        scores = [piece.score if piece.kind in (NORMAL, USER_DEFINED) else lowest for piece in pieces]
-        vocabulary = [(piece.text, score) for piece, score in zip(pieces, scores, strict=True)]
+        vocabulary = [(piece.text, piece.score) for piece in pieces]
         inner = Tokenizer(models.Unigram(vocabulary, unknown, byte_fallback))
+        inner.pre_tokenizer = pre_tokenizers.Split(Regex(_start_of_marks(pieces)), "isolated")
     elif kind == BPE:
         ids = {piece.text: index for index, piece in enumerate(pieces)}
         name = pieces[unknown].text
@@ -102,6 +101,13 @@ def _normalizer(character_map: bytes, prefix: bool, squeeze: bool) -> normalizer
     if prefix:
         steps.append(normalizers.Prepend("▁"))
     return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+
+
+def _start_of_marks(pieces: list[SentencePiece]) -> str:
+    """Where a text spells out a mark: cutting there keeps unigram, which matches any piece, from taking it as one."""
+    marks = {piece.text for piece in pieces if piece.kind not in (NORMAL, USER_DEFINED, BYTE)}
+    spelled = [f"{re.escape(mark[0])}(?={re.escape(mark[1:])})" for mark in sorted(marks)]
+    return "|".join([*spelled, "<(?=0x[0-9A-F]{2}>)"])
 
 
 def _merges(pieces: list[SentencePiece]) -> list[tuple[str, str]]:

@@ -39,6 +39,14 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+class DraftBlock(Protocol):
+    """The multi-token prediction block behind `LanguageModel.draft`."""
+
+    def new_states(self, batch: int) -> States:
+        """Empty memory of the block for so many rows."""
+        ...
+
+
 class LanguageModel(Protocol):
     """A causal language model that remembers."""
 
@@ -46,18 +54,14 @@ class LanguageModel(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def mtp(self) -> nn.Module | None:
-        """The multi-token prediction block behind `draft`, or None."""
+    def mtp(self) -> DraftBlock | None:
+        """The prediction block, if the model has one."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def new_states(self, batch: int) -> States:
         """Empty memory for so many rows; zero rows are allowed."""
-        ...
-
-    def mtp_states(self, batch: int) -> States:
-        """Empty memory of the prediction block."""
         ...
 
     def hidden(

@@ -25,8 +25,9 @@ class MtpDrafter:
     """Guesses the tokens of one row with the model's own prediction block."""
 
     def __init__(self, model: LanguageModel) -> None:
+        assert model.mtp is not None
         self._model = model
-        self._states = model.mtp_states(1)
+        self._states = model.mtp.new_states(1)
         self._ahead: Float[Tensor, "1 1 D"] | None = None
 
     def follow(self, hidden: Float[Tensor, "1 T D"], next_tokens: list[int]) -> None:

@@ -56,7 +56,7 @@ def train(run: Run, folder: str | Path, watch: Observer | None = None) -> RunFol
         NumericsError: a loss or gradient is not finite; nothing was spoilt.
     """
     watch = watch or Observer()
-    run, device = _resolve(run)
+    run, device = resolve(run)
     place = RunFolder(folder)
     with place.lock(), _threads(run.train.threads):
         found = place.open_latest(watch.on_message)
@@ -70,12 +70,11 @@ def train(run: Run, folder: str | Path, watch: Observer | None = None) -> RunFol
                 state.read(found[1], task)
             else:
                 place.write_top(RUN, to_yaml(run))
-            place.write_top("data.json", json.dumps(task.report(), indent=1) + "\n")
+            data = task.report()
+            place.write_top("data.json", json.dumps(data, indent=1) + "\n")
             place.write_top("formats.json", json.dumps(formats, indent=1) + "\n")
             size = sum(parameter.numel() for parameter in state.parameters)
-            watch.on_start(
-                StartReport(run, str(device), size, state.step, task.unit, task.report(), formats, needed, available)
-            )
+            watch.on_start(StartReport(run, str(device), size, state.step, task.unit, data, formats, needed, available))
             _take_steps(run, task, state, place, records, watch)
     return place
 
@@ -156,7 +155,7 @@ def _evaluate(task: Task, state: TrainState) -> dict[str, float]:
     return {"step": state.step, **metrics}
 
 
-def _resolve(run: Run) -> tuple[Run, torch.device]:
+def resolve(run: Run) -> tuple[Run, torch.device]:
     """The device, and the run with its number format decided for it."""
     device = pick_device(run.train.device)
     if run.precision.activations == "auto":

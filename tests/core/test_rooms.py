@@ -1,13 +1,17 @@
 """Any recipe and any model folder is found by name; what is not known is answered with what is."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from seqloom.core import rooms
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.errors import CheckpointError, ConfigError
+from seqloom.systems.hybrid_lm.folder import write_model
+from tiny_models import make
 
 
 def test_every_recipe_makes_a_run_of_its_own_system() -> None:
@@ -53,6 +57,24 @@ def test_a_folder_nobody_can_read_is_refused(content: str | bytes | None, expect
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: not a model or run folder; it does not exist"):
         rooms.load(tmp_path / "nowhere")
+
+
+def test_the_newest_whole_checkpoint_of_a_run_is_loaded(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    models = [make("latent", seed) for seed in (1, 2)]
+    with run.lock():
+        for step, model in enumerate(models):
+            run.save(step, functools.partial(write_model, model), keep=2)
+    loaded = rooms.load(run.path)
+    assert not loaded.training
+    tokens = torch.arange(6)[None]
+    assert torch.equal(loaded(tokens), models[1](tokens))
+    path = run.path / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"step 1: model\.safetensors: digest differs; using step 0"):
+        assert torch.equal(rooms.load(run.path)(tokens), models[0](tokens))
 
 
 def test_a_damaged_run_folder_is_not_loaded(tmp_path: Path) -> None:

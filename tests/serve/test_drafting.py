@@ -32,7 +32,7 @@ def test_guessing_leaves_no_trace_in_the_memory_of_the_block() -> None:
     guesses = drafter.propose(4, first)
     assert drafter.propose(4, first) == guesses
     drafter.follow(hidden[:, 2:], ids[3:])
-    seen = model.draft_memories[0].value
+    seen = model.mtp.memories[0].value
     assert torch.equal(seen[..., :-1], hidden)
     assert seen[0, :, -1].tolist() == ids[1:]
 

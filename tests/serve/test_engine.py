@@ -104,7 +104,7 @@ def test_the_block_remembers_true_states_only(engine, draft_tokens: int) -> None
     ids = PROMPTS[1] + answer.token_ids
     with torch.inference_mode():
         hidden, _ = engine.model.hidden(torch.tensor([ids]), states=engine.model.new_states(1))
-    remembered = engine.model.draft_memories[0].value
+    remembered = engine.model.mtp.memories[0].value
     assert torch.equal(remembered[0, :, -1], torch.tensor(ids[1:]).float())
     torch.testing.assert_close(remembered[..., :-1], hidden[:, :-1])
 

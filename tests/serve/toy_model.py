@@ -37,6 +37,17 @@ class RowState:
         return self.value.nbytes
 
 
+class DraftBlock:
+    """Remembers every (hidden state, next token) it was given."""
+
+    def __init__(self) -> None:
+        self.memories: list[RowState] = []
+
+    def new_states(self, batch: int) -> list[RowState | None]:
+        self.memories.append(RowState(torch.zeros(batch, 0, D + 1)))
+        return [self.memories[-1], None]
+
+
 class ToyModel(nn.Module):
     """h_t = tanh(0.8 h_{t-1} + E[token_t]); logits = 3 W h + bias, which makes the special tokens rare."""
 
@@ -49,9 +60,8 @@ class ToyModel(nn.Module):
         self.readout = nn.Parameter(torch.randn(V, D, generator=random))
         self.bias = torch.tensor([-30.0, -30.0, -8.0] + [0.0] * (V - 3))
         self.error = draft_error * torch.randn(D, generator=random)
-        self.mtp = nn.Identity()
+        self.mtp = DraftBlock()
         self.forward_tokens = 0
-        self.draft_memories: list[RowState] = []
 
     def new_states(self, batch: int) -> list[RowState | None]:
         return [None, RowState(torch.zeros(batch, D))]
@@ -71,11 +81,6 @@ class ToyModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         # Not a matrix product: the same bits in every batch, so that tests may compare exactly.
         return 3 * (self.readout * hidden[..., None, :]).sum(-1) + self.bias
-
-    def mtp_states(self, batch: int) -> list[RowState | None]:
-        """Remembers every (hidden state, next token) it was given."""
-        self.draft_memories.append(RowState(torch.zeros(batch, 0, D + 1)))
-        return [self.draft_memories[-1], None]
 
     def draft(self, hidden: Tensor, next_tokens: Tensor, states: list[Any]) -> Tensor:
         given = torch.cat([hidden, next_tokens[..., None].float()], dim=-1)

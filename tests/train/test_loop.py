@@ -65,6 +65,17 @@ class SignalAt(Observer):
                 os.kill(os.getpid(), self.number)
 
 
+class CrashAt(Observer):
+    """Dies during a step that was logged and not saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, metrics: dict[str, float]) -> None:
+        if metrics["step"] == self.step:
+            raise RuntimeError("power")
+
+
 def result(folder: Path) -> dict[str, Any]:
     """All that a finished run leaves, without what the clock decides."""
     _, last = RunFolder(folder).open_latest()
@@ -170,13 +181,8 @@ def test_stopped_and_resumed_it_is_the_same_run(number: int, whole: dict[str, An
 
 
 def test_after_a_crash_it_is_the_same_run(whole: dict[str, Any], tmp_path: Path) -> None:
-    class Crash(Observer):
-        def on_step(self, metrics: dict[str, float]) -> None:
-            if metrics["step"] == 9:
-                raise RuntimeError("power")
-
     with pytest.raises(RuntimeError, match="power"):
-        train(ToyRun(), tmp_path, Crash())
+        train(ToyRun(), tmp_path, CrashAt(9))
     assert RunFolder(tmp_path).steps() == [5]
     train(ToyRun(), tmp_path)
     assert result(tmp_path) == whole

@@ -1,4 +1,4 @@
-"""Numbers reach every tracker a run names, once, also after a stop; TensorBoard is read back by its own reader."""
+"""Numbers reach every tracker a run names, once, also after a stop or crash; TensorBoard reads its own files back."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from train.test_loop import Diary, SignalAt
+from train.test_loop import CrashAt, Diary, SignalAt
 from train.toy import ToyRun
 
 from seqloom.core.errors import ConfigError
@@ -33,7 +33,9 @@ def stop_and_resume(run: ToyRun, folder: Path) -> None:
 def test_tensorboard_shows_every_logged_number_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    stop_and_resume(tracked("tensorboard"), tmp_path)
+    with pytest.raises(RuntimeError, match="power"):
+        train(tracked("tensorboard"), tmp_path, CrashAt(9))  # steps 6 and 8 were logged, step 5 was saved
+    train(tracked("tensorboard"), tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     for kind in ("train", "valid"):

@@ -7,7 +7,7 @@ there under the name, whole. What a dead writer left has a name of its own, so t
     .<name>.seqloom-tmp   unfinished, or on its way out: deleted
     .<name>.seqloom-old   stepped aside for a successor of the same name: put back if that successor never came
 
-One writer at a time per folder (see `lock.py`); readers need no lock. All functions raise OSError as it comes.
+One writer at a time per name (see `lock.py`); readers need no lock. All functions raise OSError as it comes.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def commit_folder(target: Path, write: Callable[[Path], object]) -> None:
 
     A folder that already has the name is replaced. Whatever `write` raises passes through and leaves no trace.
     """
-    sweep(target.parent)
+    _recover(target)
     temporary = _beside(target, _TEMPORARY)
     os.mkdir(temporary)
     try:
@@ -93,16 +93,10 @@ def sync(path: Path) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Clear up what a dead writer left in a folder; only for the one who may write there."""
-    for entry in sorted(parent.glob(f".*{_ASIDE}")):
-        target = parent / entry.name[1:].removesuffix(_ASIDE)
-        if target.exists():
-            _discard(entry)
-        else:
-            os.replace(entry, target)
-            sync(parent)
-    for entry in parent.glob(f".*{_TEMPORARY}"):
-        _discard(entry)
+    """Clear up what dead writers left in a folder; only for one who alone may write there."""
+    for suffix in (_TEMPORARY, _ASIDE):
+        for entry in list(parent.glob(f".*{suffix}")):
+            _recover(parent / entry.name[1:].removesuffix(suffix))
 
 
 def check_writable(folder: Path) -> None:
@@ -112,6 +106,16 @@ def check_writable(folder: Path) -> None:
     write_file(trial / "file", bytes(4096))
     set_link(trial / "link", "file")
     shutil.rmtree(trial)
+
+
+def _recover(target: Path) -> None:
+    """Undo what a dead writer of this target left half done."""
+    aside = _beside(target, _ASIDE)
+    if aside.exists() and not target.exists():
+        os.replace(aside, target)
+        sync(target.parent)
+    _discard(aside)
+    _discard(_beside(target, _TEMPORARY))
 
 
 def _move_in(temporary: Path, target: Path) -> None:

@@ -49,11 +49,10 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, rising; whether its files are still as written is not looked at."""
-        try:
-            found = [entry for entry in (self.path / "steps").iterdir() if re.fullmatch(r"\d{8,}", entry.name)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(int(entry.name) for entry in found if entry.is_dir())
+        with self._explained("cannot be read"):
+            folder = self.path / "steps"
+            names = os.listdir(folder) if folder.is_dir() else []
+            return sorted(int(name) for name in names if re.fullmatch(r"\d{8,}", name) and (folder / name).is_dir())
 
     def folder(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -100,6 +99,7 @@ class RunFolder:
         with self._explained(f"step {step} could not be saved; earlier checkpoints are untouched"):
             if self.metrics_path.exists():
                 commit.sync(self.metrics_path)  # what led to this step must last as long as the step
+                commit.sync(self.path)
             commit.commit_folder(self.folder(step), fill)
             self._damaged.discard(step)
             self._publish(step)
@@ -164,7 +164,10 @@ class RunFolder:
     def _refuse_foreign(self) -> None:
         config = self.path / "config.json"
         if config.exists() and not config.is_symlink():
-            raise CheckpointError(f"{self.path}: holds a model that no run here made; train into another folder")
+            raise CheckpointError(
+                f"{self.path}: holds a model of its own (config.json is no link to a checkpoint); "
+                "train into another folder"
+            )
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:

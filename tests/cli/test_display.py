@@ -1,0 +1,90 @@
+"""What a run shows: lines for programs and logs, one live line for people."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from seqloom.cli.display import Display, duration, size
+from seqloom.core.rooms import recipe
+from seqloom.train.observer import StartReport
+
+DATA = {
+    "tokenizer": {"entries": 320, "sha256": "0" * 64},
+    "rows": 8,
+    "sources": [],
+    "example": [{"document": 0, "target": True, "text": "def f():"}],
+}
+
+
+def watch(console: Console, steps: int = 20) -> None:
+    run = recipe("hybrid_lm/tiny")
+    report = StartReport(
+        run=run,
+        device="cpu",
+        parameters=4_900_000,
+        first_step=0,
+        unit="tokens",
+        data=DATA,
+        formats={"head": "fp32"},
+        needed_bytes=300_000_000,
+        available_bytes=20_000_000_000,
+    )
+    with Display(console) as display:
+        display.on_prepare("reading python:stdlib", 0.0)
+        display.on_prepare("reading python:stdlib", 0.5)
+        display.on_prepare("reading python:stdlib", 1.0)
+        display.on_start(report)
+        for step in range(1, steps + 1):
+            display.on_step(
+                {
+                    "step": step,
+                    "loss": 8.0 - step / 10,
+                    "bits_per_byte": 3.5,
+                    "tokens_per_second": 5e3,
+                    "memory_bytes": 7e8,
+                }
+            )
+        display.on_eval({"step": steps, "loss": 6.0, "perplexity": 403.4})
+        display.on_save(steps, Path("runs/tiny"))
+        display.on_message("step 10: model.safetensors is damaged; using step 5")
+
+
+def test_piped_output_is_plain_lines() -> None:
+    file = io.StringIO()
+    watch(Console(file=file, width=80))
+    text = file.getvalue()
+    assert "\x1b" not in text
+    assert "\r" not in text
+    lines = text.splitlines()
+    assert lines.count("reading python:stdlib") == 1
+    steps = [line.split()[1] for line in lines if line.startswith("step ") and "left" in line]
+    assert steps == ["1/200", "10/200", "20/200"]  # log_every is 10
+    (line,) = [line for line in lines if line.startswith("step 10/200")]
+    assert all(part in line for part in ("loss 7.000", "3.500 bits/byte", "5,000 tokens/s", "700 MB"))
+    assert "validation after step 20: loss 6, perplexity 403.4" in lines
+    assert any("def f():" in line for line in lines)
+    assert "4,900,000 parameters in fp32 on cpu; about 300 MB of 20 GB memory needed" in lines
+
+
+def test_a_terminal_gets_one_live_line() -> None:
+    file = io.StringIO()
+    watch(Console(file=file, force_terminal=True, width=140))
+    text = file.getvalue()
+    assert "\x1b[" in text
+    assert "20/200" in text
+    assert "step 10/200" not in text
+    assert "validation after step 20" in text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (5e9, "5 GB"), (2e13, "20 TB")]
+)
+def test_sizes(n_bytes: float, text: str) -> None:
+    assert size(n_bytes) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

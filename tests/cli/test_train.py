@@ -1,0 +1,140 @@
+"""From a name to a run folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from micro_runs import Trained
+
+from seqloom.cli.main import main
+from seqloom.core.checkpoint.manifest import verify
+from seqloom.core.logs import read_metrics
+
+
+def fails(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_piped_training_prints_the_report_and_plain_lines(trained: Trained) -> None:
+    assert not any("\x1b" in line or "\r" in line for line in trained.lines)
+    report = next(index for index, line in enumerate(trained.lines) if "bytes per token" in line)
+    steps = [index for index, line in enumerate(trained.lines) if line.startswith("step ") and "tokens/s" in line]
+    assert report < steps[0]
+    assert [trained.lines[index].split()[1] for index in steps] == ["1/3", "2/3", "3/3"]
+    assert trained.lines[-1].startswith(f"{trained.folder}: trained for 3 steps; ")
+
+
+def test_run_folder_names_its_settings_and_is_whole(trained: Trained) -> None:
+    assert "pattern: M-M*EME" in (trained.folder / "run.yaml").read_text()
+    assert [path.name for path in sorted((trained.folder / "steps").iterdir())] == ["00000002", "00000003"]
+    assert verify(trained.folder / "latest") == []
+    kinds = [(record["kind"], record["step"]) for record in read_metrics(trained.folder / "metrics.jsonl")]
+    assert kinds == [("train", 1), ("train", 2), ("train", 3), ("valid", 3)]
+
+
+@pytest.mark.usefixtures("small_recipe")
+def test_json_is_one_object_with_the_last_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "hybrid_lm/tiny", "--out", str(tmp_path / "run"), "--train.steps", "2", "--json"])
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert result["folder"] == str(tmp_path / "run")
+    assert result["step"] == 2
+    assert 0 < result["bits_per_byte"] < 20
+    assert "step 2/2" in shown.err
+
+
+@pytest.mark.usefixtures("small_recipe")
+def test_the_default_folder_is_named_after_the_recipe(
+    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more.txt").write_text("a few words more\n" * 50)
+    main(["train", "hybrid_lm/tiny", "--train.steps", "1", "--data", f"{texts}=2", "more.txt"])
+    report = json.loads((tmp_path / "runs/tiny/data.json").read_text())
+    assert [source["source"] for source in report["sources"]] == [str(texts), "more.txt"]
+
+
+def test_a_finished_run_folder_is_left_as_it_is(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (trained.folder / "steps").rglob("*")}
+    main(["train", str(trained.folder)])
+    assert {path: path.stat().st_mtime_ns for path in (trained.folder / "steps").rglob("*")} == before
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{trained.folder}: trained for 3 steps; ")
+
+
+def test_a_folder_with_another_run_is_refused(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails("train", str(trained.folder), "--train.optimizer.lr", "0.5") == 2
+    assert "train.optimizer.lr: 0.003 there, 0.5 here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_recipe")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Missing from seqloom train"),
+        (["--data", "x", "hybrid_lm/tiny"], "'hybrid_lm/tiny' must come first"),
+        (["hybrid_lm/tinny"], "did you mean 'hybrid_lm/tiny'?"),
+        (["hybrid_lm/tiny", "--trian.steps", "3"], "--train.steps"),
+        (["hybrid_lm/tiny", "--train.steps", "many"], "--train.steps"),
+        (["hybrid_lm/tiny", "--train.steps", "0"], "train.steps: input should be greater than or equal to 1 (got 0)"),
+        (["hybrid_lm/tiny", "--model.pattern", "MXM"], "character 1 of 'MXM' is 'X'"),
+        (["hybrid_lm/tiny", "--model.moe.top-k", "9"], "model.moe.top_k: 9 of 4 experts cannot be chosen"),
+        (["hybrid_lm/tiny", "--data", "nowhere.txt"], "nowhere.txt: no such file or folder"),
+        (["hybrid_lm/tiny", "--data", "x=much"], "'much' is not a weight"),
+        (["hybrid_lm/tiny", "--model.vocab-size", "100"], "vocab_size is 100"),
+        (["hybrid_lm/tiny", "--task.sequence-length", "100000000"], "GiB"),
+        (["hybrid_lm/tiny", "--train.trackers", "wandbb"], "unknown tracker 'wandbb'"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_no_run(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fails("train", *arguments) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Traceback" not in shown.err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.full
+def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(trained: Trained, tmp_path: Path) -> None:
+    run = (
+        (trained.folder / "run.yaml")
+        .read_text()
+        .replace("steps: 3", "steps: 12")
+        .replace("save_every: 1", "save_every: 12")
+    )
+    (tmp_path / "run.yaml").write_text(run)
+    command = [sys.executable, "-m", "seqloom.cli.main", "train", str(tmp_path / "run.yaml"), "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+
+    with subprocess.Popen(
+        [*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("step 3/12"):
+                running.send_signal(signal.SIGINT)
+                break
+        _, errors = running.communicate()
+    assert running.returncode == 130
+    assert errors.startswith("seqloom: interrupted; step ")
+    subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True)
+    for name in ("model.safetensors", "optim.safetensors", "rng.safetensors"):
+        whole, cut = (tmp_path / folder / "steps/00000012" / name for folder in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_read_only_folder_is_named(tmp_path: Path, trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert fails("train", str(trained.folder / "run.yaml"), "--out", str(tmp_path / "locked/run")) == 2
+    assert "locked" in capsys.readouterr().err
