@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from seqloom.serve.engine import Engine
     from seqloom.train.loop import train
 else:
-    import seqloom.train  # the empty room, made callable below
+    import seqloom.train  # noqa: F401  # the empty room, made callable below
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "RunFolder", "load", "recipe", "train"]

@@ -4,6 +4,8 @@ A model folder with a chat template gets its turns through that template. A base
 then one growing text, each line of the user is appended to it and the model goes on from there.
 """
 
+import contextlib
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +44,8 @@ def chat(
     from seqloom.data.tokenizer import open_tokenizer
     from seqloom.serve.engine import Engine
 
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # gives `input` its line editing and history
     engine, tokenizer = Engine(run), open_tokenizer(run)
     conversation = _begin(tokenizer)
     print("/reset begins anew, /quit leaves, Ctrl-C stops an answer")

@@ -8,7 +8,9 @@ import tyro
 from seqloom.cli.arguments import JsonFlag, parse, print_json
 from seqloom.cli.runs import read_sources
 from seqloom.core import rooms
+from seqloom.core.errors import ConfigError
 from seqloom.core.extras import require
+from seqloom.data.config import SourceConfig
 
 
 def main(arguments: list[str]) -> None:
@@ -33,26 +35,37 @@ def evaluate(
         tasks: names of lm-eval tasks or paths of task files, joined by commas (needs the extra eval).
         limit: most rows of text, or examples per task; all by default.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit: {limit} is not allowed; it must be a whole number from 1")
+    if tasks is None:
+        results = _measure(run, read_sources(data), limit)
+        lines = [f"{name.replace('_', ' '):16} {value:,.6g}" for name, value in results.items()]
+    else:
+        results = _run_tasks(run, tasks.split(","), limit)
+        lines = [f"{name}: {_task_line(measures)}" for name, measures in results.items()]
+    if as_json:
+        print_json(results)
+    else:
+        print("\n".join(lines))
+
+
+def _measure(run: Path, sources: tuple[SourceConfig, ...], limit: int | None) -> dict[str, Any]:
     from rich.console import Console
 
     from seqloom.cli.display import Display
 
     system = rooms.owner(run)
-    results: dict[str, Any]
-    if tasks is None:
-        sources = read_sources([source for group in data for source in group])
-        with Display(Console(stderr=True)) as display:
-            results = rooms.part(system, "evaluate").evaluate(run, sources, limit, display.on_prepare)
-    else:
-        require("eval", "lm_eval")
-        from seqloom.serve.engine import Engine
+    with Display(Console(stderr=True)) as display:
+        results: dict[str, Any] = rooms.part(system, "evaluate").evaluate(run, sources, limit, display.on_prepare)
+    return results
 
-        results = rooms.part(system, "harness").run_tasks(Engine(run), tasks.split(","), limit)
-    if as_json:
-        print_json(results)
-        return
-    for name, value in results.items():
-        print(f"{name.replace('_', ' '):16} {value:,.6g}" if tasks is None else f"{name}: {_task_line(value)}")
+
+def _run_tasks(run: Path, tasks: list[str], limit: int | None) -> dict[str, Any]:
+    require("eval", "lm_eval")
+    from seqloom.serve.engine import Engine
+
+    results: dict[str, Any] = rooms.part(rooms.owner(run), "harness").run_tasks(Engine(run), tasks, limit)
+    return results
 
 
 def _task_line(measures: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ is made from the run's own classes.
 import dataclasses
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,16 @@ def read_run(path: Path) -> Any:
     return parse(rooms.part(data["system"], "config").Run, data, str(path))
 
 
-def read_sources(arguments: Sequence[str]) -> tuple[SourceConfig, ...]:
-    """Corpora from `PATH_OR_NAME` or `PATH_OR_NAME=WEIGHT`; a name that exists as written keeps its `=`."""
+def read_sources(groups: Sequence[Sequence[str]]) -> tuple[SourceConfig, ...]:
+    """Corpora from the arguments of every `--data`: `PATH_OR_NAME` or `PATH_OR_NAME=WEIGHT`.
+
+    A name that exists as written keeps its `=`.
+
+    Raises:
+        ConfigError: a weight is not a number.
+    """
     sources = []
-    for argument in arguments:
+    for argument in chain.from_iterable(groups):
         path, cut, weight = argument.rpartition("=")
         if not cut or Path(argument).exists():
             path, weight = argument, "1"

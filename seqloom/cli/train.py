@@ -39,14 +39,14 @@ def main(arguments: list[str]) -> None:
     options = parse("train", _with_settings(run), arguments)
     run = options.run
     if options.data:
-        run = with_sources(run, read_sources([source for group in options.data for source in group]))
+        run = with_sources(run, read_sources(options.data))
     result = train(check(run, "command line"), options.out or folder or Path("runs", run.name), options.as_json)
     if options.as_json:
         print_json(result)
 
 
-def train(run: Any, folder: Path, quiet_output: bool = False) -> dict[str, Any]:
-    """Train with everything shown, on standard error when the output is for a program.
+def train(run: Any, folder: Path, to_stderr: bool) -> dict[str, Any]:
+    """Train with everything shown, on standard error where standard output is for a program.
 
     Returns:
         the folder and the measures of the last evaluation.
@@ -57,7 +57,7 @@ def train(run: Any, folder: Path, quiet_output: bool = False) -> dict[str, Any]:
     from seqloom.cli.display import Display, measures
     from seqloom.core.logs import read_metrics
 
-    console = Console(stderr=quiet_output)
+    console = Console(stderr=to_stderr)
     with Display(console) as display:
         place = seqloom.train(run, folder, display)
     valid = [record for record in read_metrics(place.metrics_path) if record.pop("kind") == "valid"][-1]

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from seqloom.core.checkpoint.commit import commit_folder, make_folder
 from seqloom.core.checkpoint.lock import hold
 from seqloom.core.errors import CheckpointError, DataError
+from seqloom.data.documents import Progress
 
 T = TypeVar("T")
 WAIT_SECONDS = 0.5
@@ -36,7 +37,9 @@ def key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def cached(kind: str, name: str, read: Callable[[Path], T | None], make: Callable[[Path], object]) -> T:
+def cached(
+    kind: str, name: str, read: Callable[[Path], T | None], make: Callable[[Path], object], progress: Progress
+) -> T:
     """What `read` finds under a key, after `make` has filled the folder if it was missing or damaged.
 
     Args:
@@ -50,7 +53,7 @@ def cached(kind: str, name: str, read: Callable[[Path], T | None], make: Callabl
         return found
     try:
         make_folder(folder)
-        with _alone(folder / "lock"):
+        with _alone(folder / "lock", progress):
             if (found := read(content)) is None:
                 commit_folder(content, make)
                 found = read(content)
@@ -64,7 +67,7 @@ def cached(kind: str, name: str, read: Callable[[Path], T | None], make: Callabl
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Path, progress: Progress) -> Iterator[None]:
     """Hold a lock, after waiting for the process that has it."""
     with contextlib.ExitStack() as stack:
         while True:
@@ -72,5 +75,6 @@ def _alone(path: Path) -> Iterator[None]:
                 stack.enter_context(hold(path))
                 break
             except CheckpointError:
+                progress("waiting for another process that prepares the same data", 0.0)
                 time.sleep(WAIT_SECONDS)
         yield

@@ -11,8 +11,8 @@ class SourceConfig:
     """One corpus of a mixture."""
 
     path: Annotated[str, MinLen(1)]
-    """A file or folder (.txt, .jsonl, .jsonl.zst, .parquet, source code), a built-in corpus such as "python:stdlib",
-    or a Hugging Face dataset as "hf:name[:config]"."""
+    """A file or folder (.txt, .jsonl, .parquet, source code; .gz, .xz and .zst are unpacked), a built-in corpus such as
+    "python:stdlib", or a Hugging Face dataset as "hf:name[:config]"."""
     weight: Annotated[float, Gt(0)] = 1.0
     """Share of training rows drawn from this source, relative to the other sources."""
 

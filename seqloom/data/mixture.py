@@ -123,5 +123,4 @@ def _table(weights: Sequence[float], key: int) -> np.ndarray:
     for source in np.argsort(slots - shares, kind="stable")[: max(0, TABLE_LENGTH - slots.sum())]:
         slots[source] += 1
     table = np.repeat(np.arange(len(slots)), slots)
-    shuffled = Permutation(len(table), key)
-    return table[[shuffled(slot) for slot in range(len(table))]]
+    return table[sorted(range(len(table)), key=lambda slot: derive(key, slot))]

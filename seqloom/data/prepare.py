@@ -14,13 +14,14 @@ from seqloom.core.checkpoint.manifest import verify, write_manifest
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.data.cache import cached, key
 from seqloom.data.config import DataConfig
+from seqloom.data.documents import Progress
 from seqloom.data.encode import FORMAT, Store, encode, read_store
 from seqloom.data.mixture import InOrder, Mixture
 from seqloom.data.report import data_report
 from seqloom.data.rows import RowSource, row_count
 from seqloom.data.shards import TokenStream
 from seqloom.data.sources import Source, open_source
-from seqloom.data.survey import Progress, Survey, survey
+from seqloom.data.survey import Survey, survey
 from seqloom.data.tokenizer import SPECIALS, WORDS, TextTokenizer, open_tokenizer, train_tokenizer
 
 SAMPLE_BYTES = 64 << 20
@@ -130,7 +131,8 @@ def _tokenizer(
 
     weights = [source.weight for source in config.sources]
     prints = [source.fingerprint for source in sources]
-    return cached("tokenizers", key(prints, weights, vocab_size, SAMPLE_BYTES_PER_ENTRY, SPECIALS, WORDS), read, make)
+    name = key(prints, weights, vocab_size, SAMPLE_BYTES_PER_ENTRY, SPECIALS, WORDS)
+    return cached("tokenizers", name, read, make, progress)
 
 
 def _store(
@@ -144,7 +146,7 @@ def _store(
         encode(source, source_survey(), tokenizer, config.valid_fraction, folder, progress)
 
     name = key(FORMAT, source.fingerprint, tokenizer.digest, config.valid_fraction, config.bad_line_limit)
-    return cached("tokens", name, read_store, make)
+    return cached("tokens", name, read_store, make, progress)
 
 
 def _in_order(streams: list[TokenStream], length: int, pad: int) -> RowSource:

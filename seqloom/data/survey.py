@@ -6,19 +6,15 @@ on one side, whatever the order of the files. The longest document always trains
 """
 
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from seqloom.core.errors import DataError
-from seqloom.data.documents import Reading, batches, byte_count
+from seqloom.data.documents import Progress, Reading, batches, byte_count
 from seqloom.data.sources import Source
 
 SNIPPET_CHARS = 1 << 13
-
-Progress = Callable[[str, float], None]
-"""Called with a stage in words and the share of it that is done."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ class TextTokenizer:
     def token_bytes(self) -> np.ndarray:
         """How many bytes of text each token stands for, [V] int64; 0 for special tokens."""
         added = self._inner.get_added_tokens_decoder()
-        byte_level = '"ByteLevel"' in json.dumps(json.loads(self._definition)["decoder"])
+        byte_level = '"ByteLevel"' in json.dumps(json.loads(self._definition).get("decoder"))
         counts = np.zeros(self.size, dtype=np.int64)
         for token, index in self._inner.get_vocab().items():
             if index in added:

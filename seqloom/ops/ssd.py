@@ -233,13 +233,17 @@ def _piece(
     dt = _by_head(dt[:, span, :, None], groups).contiguous()
     b, c = (part[:, span].transpose(1, 2).to(dtype, memory_format=torch.contiguous_format) for part in (b, c))
     tokens = x.shape[3]
-    alpha = (dt * a.view(groups, -1, 1, 1)).cumsum(3)
     visible = torch.ones(1, 1, tokens, tokens, dtype=dtype, device=x.device).tril_()
-    entering, leaving, across = alpha.exp(), (alpha[..., -1:, :] - alpha).exp_(), alpha[..., -1:, :].exp()
-    inside = (alpha - alpha.mT).clamp_(max=0).exp_()
-    if resets is not None:
+    log_decay, document = dt * a.view(groups, -1, 1, 1), None
+    if resets is None:
+        alpha = log_decay.cumsum(3)
+    else:  # summed per document, so that not even the rounding of one depends on another
         document = resets[:, None, span].cumsum(-1)  # 0 for the one that enters the piece
         visible = visible * (document[..., :, None] == document[..., None, :])
+        alpha = visible[:, :, None] @ log_decay
+    entering, leaving, across = alpha.exp(), (alpha[..., -1:, :] - alpha).clamp_(max=0).exp_(), alpha[..., -1:, :].exp()
+    inside = (alpha - alpha.mT).clamp_(max=0).exp_()
+    if document is not None:
         entering *= (document == 0)[:, :, None, :, None]
         leaving *= (document == document[..., -1:])[:, :, None, :, None]
         across *= (document[..., -1:] == 0)[:, :, None, :, None]

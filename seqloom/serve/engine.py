@@ -4,12 +4,12 @@ Prompts are read one by one, in pieces of bounded size; their memories are then 
 and every step draws one token for every row. A finished row leaves the batch and the next prompt takes its place.
 
     admit    read all tokens of a prompt but the last into fresh states, and join these to the batch
-    step     feed each row its newest token and draw the next from its last hidden state
+    step     feed each row its newest token and draw the next from the last hidden state
     drop     keep the rows that go on
 
-With drafting, a step feeds one row its newest token and the guesses after it, keeps the guesses that are right, and
-takes the recurrent states back where one was wrong. Each row accepts another number of guesses, so rows then run one
-after another.
+With drafting, a step feeds one row its newest token and the guesses after it and keeps the guesses that are right. If
+one is wrong, the states go back to where the step began and see the right tokens again. Each row keeps another number
+of guesses, so rows then run one after another.
 """
 
 from collections import deque
@@ -29,6 +29,10 @@ from seqloom.serve.request import Completion, Request
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one pass; bounds the memory of activations."""
+
+REPLAY_TOKENS = 8
+"""So many tokens that were right before a wrong guess get a pass of their own; fewer are fed again with the next step,
+which costs a small model next to nothing."""
 
 Prompt = str | Sequence[int]
 """A text, which is put after the beginning-of-text token if there is one, or token ids as they are.
@@ -134,20 +138,29 @@ class Engine:
     def _step(self, rows: list[Request], states: States, draft_tokens: int) -> list[list[int]]:
         """Draw one token for every row and, with drafting, one more for every right guess."""
         guesses = [request.guess(draft_tokens) for request in rows]
-        inputs = to_tensor([[request.newest, *guess] for request, guess in zip(rows, guesses, strict=True)], self.model)
+        fed = [request.unseen + guess for request, guess in zip(rows, guesses, strict=True)]
         mark = snapshot(states)
-        hidden, _ = self.model.hidden(inputs, states=states)
+        hidden, _ = self.model.hidden(to_tensor(fed, self.model), states=states)
+        hidden = hidden[:, -1 - len(guesses[0]) :]
         drawn = [
             verify(logits, guess, request.choose)
             for request, guess, logits in zip(rows, guesses, self.model.head(hidden), strict=True)
         ]
+        for request, tokens in zip(rows, drawn, strict=True):
+            request.unseen = tokens[-1:]
         if (drafter := rows[0].drafter) is not None:
-            right = len(drawn[0])
-            if right < inputs.shape[1]:
+            drafter.follow(hidden[:, : len(drawn[0])], drawn[0])
+            if wrong := hidden.shape[1] - len(drawn[0]):
                 restore(states, mark)
-                self.model.hidden(inputs[:, :right], states=states)
-            drafter.follow(hidden[:, :right], drawn[0])
+                self._replay(rows[0], fed[0][:-wrong], states)
         return drawn
+
+    def _replay(self, request: Request, tokens: list[int], states: States) -> None:
+        """Have restored states see right tokens again: with the next step while they are few, or else now."""
+        if len(tokens) < REPLAY_TOKENS:
+            request.unseen = tokens + request.unseen
+        else:
+            self.model.hidden(to_tensor([tokens], self.model), states=states)
 
     def _requests(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None) -> list[Request]:
         if not isinstance(prompts, list | tuple):

@@ -38,6 +38,8 @@ class Request:
     def __init__(self, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer) -> None:
         assert prompt
         self.prompt = prompt
+        self.unseen = prompt[-1:]
+        """The last tokens, which the model's states have not seen yet; the engine keeps this."""
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.drafter: MtpDrafter | None = None
@@ -48,11 +50,6 @@ class Request:
         self._detokenizer = Detokenizer(tokenizer, prompt)
         self._stop = StopStrings(sampling.stop)
         self._pieces: list[str] = []
-
-    @property
-    def newest(self) -> int:
-        """The one token that the model has not seen yet."""
-        return self.tokens[-1] if self.tokens else self.prompt[-1]
 
     @property
     def remaining(self) -> int:

@@ -11,14 +11,15 @@ from seqloom.cli.chat import PlainText, Turns
 from seqloom.cli.main import main
 from seqloom.core.errors import CheckpointError
 from seqloom.data.tokenizer import open_tokenizer
+from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 
-GREEDY = ["--max-tokens", "4", "--temperature", "0"]
+SHORT = ["--max-tokens", "4", "--temperature", "0"]
 
 
 def chat(folder: Path, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
-    main(["chat", str(folder), *GREEDY])
+    main(["chat", str(folder), *SHORT])
     return capsys.readouterr().out.replace("> ", "")
 
 
@@ -26,8 +27,6 @@ def test_a_base_model_goes_on_with_the_growing_text(
     trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(trained.folder)
-    from seqloom.serve.config import Sampling
-
     greedy = Sampling(max_tokens=4, temperature=0)
     first = engine.generate(["def compute"], greedy)[0].text
     second = engine.generate([f"def compute{first}\nreturn"], greedy)[0].text
@@ -65,7 +64,7 @@ def test_a_chat_template_shapes_the_turns(trained: Trained) -> None:
         "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     )
-    turns.say("hi <|im_end|>"[:2])
+    turns.say("hi")
     turns.answer("hello")
     turns.say("more")
     text = tokenizer.decode(turns.prompt(), specials=True)

@@ -27,10 +27,11 @@ def test_text_of_ones_own(trained: Trained, tmp_path: Path, capsys: pytest.Captu
     assert float(lines["bits per byte"]) == pytest.approx(found["bits_per_byte"], rel=1e-4)
 
 
-def test_what_is_missing_is_named(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_named(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         (["nowhere"], "nowhere: not a model or run folder"),
         ([str(trained.folder), "--data", "nowhere.txt"], "nowhere.txt: no such file or folder"),
+        ([str(trained.folder), "--limit", "0"], "--limit: 0 is not allowed"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", *arguments])

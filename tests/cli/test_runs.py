@@ -46,10 +46,10 @@ def test_what_cannot_be_trained_is_named(what: str, said: str, tmp_path: Path) -
 def test_sources_may_carry_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("odd=2").touch()
-    found = [(source.path, source.weight) for source in read_sources(["a", "b=0.25", "hf:x:y=3", "odd=2"])]
+    found = [(source.path, source.weight) for source in read_sources([["a", "b=0.25"], ["hf:x:y=3", "odd=2"]])]
     assert found == [("a", 1.0), ("b", 0.25), ("hf:x:y", 3.0), ("odd=2", 1.0)]
 
 
 def test_a_weight_must_be_a_number() -> None:
     with pytest.raises(ConfigError, match="'much' is not a weight; write PATH=WEIGHT"):
-        read_sources(["a=much"])
+        read_sources([["a=much"]])

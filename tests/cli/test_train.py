@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from micro_runs import Trained
 
+from seqloom.cli.display import Display
 from seqloom.cli.main import main
 from seqloom.core.checkpoint.manifest import verify
 from seqloom.core.logs import read_metrics
@@ -103,38 +102,33 @@ def test_a_mistake_is_one_message_and_leaves_no_run(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-@pytest.mark.full
-def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(trained: Trained, tmp_path: Path) -> None:
-    run = (
-        (trained.folder / "run.yaml")
-        .read_text()
-        .replace("steps: 3", "steps: 12")
-        .replace("save_every: 1", "save_every: 12")
-    )
-    (tmp_path / "run.yaml").write_text(run)
-    command = [sys.executable, "-m", "seqloom.cli.main", "train", str(tmp_path / "run.yaml"), "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+@pytest.mark.usefixtures("small_recipe")
+def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "hybrid_lm/tiny", "--train.steps", "6", "--train.save-every", "6", "--out"]
+    main([*command, str(tmp_path / "whole")])
 
-    with subprocess.Popen(
-        [*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            if line.startswith("step 3/12"):
-                running.send_signal(signal.SIGINT)
-                break
-        _, errors = running.communicate()
-    assert running.returncode == 130
-    assert errors.startswith("seqloom: interrupted; step ")
-    subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True)
+    def press_ctrl_c(self: Display, metrics: dict[str, float]) -> None:
+        if metrics["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "on_step", press_ctrl_c)
+        assert fails(*command, str(tmp_path / "cut")) == 130
+    assert capsys.readouterr().err == (
+        "seqloom: interrupted; step 3 is saved, and the same command goes on from there\n"
+    )
+    main([*command, str(tmp_path / "cut")])
+    assert "going on after step 3" in capsys.readouterr().out
     for name in ("model.safetensors", "optim.safetensors", "rng.safetensors"):
-        whole, cut = (tmp_path / folder / "steps/00000012" / name for folder in ("whole", "cut"))
+        whole, cut = (tmp_path / folder / "steps/00000006" / name for folder in ("whole", "cut"))
         assert whole.read_bytes() == cut.read_bytes()
 
 
-def test_a_read_only_folder_is_named(tmp_path: Path, trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert fails("train", str(trained.folder / "run.yaml"), "--out", str(tmp_path / "locked/run")) == 2
-    assert "locked" in capsys.readouterr().err
+def test_a_place_that_cannot_hold_a_run_is_named(
+    tmp_path: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert fails("train", str(trained.folder / "run.yaml"), "--out", str(tmp_path / "file/run")) == 2
+    assert f"{tmp_path / 'file/run'}: cannot be used for a run" in capsys.readouterr().err

@@ -19,15 +19,19 @@ def read(folder: Path) -> str | None:
     return path.read_text() if path.is_file() and path.read_text() else None
 
 
+def quiet(stage: str, share: float) -> None:
+    pass
+
+
 def make(value: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "value").write_text(value)
 
 
 def test_content_is_made_once_and_made_again_when_damaged(cache: Path) -> None:
-    assert cached("kind", "name", read, make("first")) == "first"
-    assert cached("kind", "name", read, make("second")) == "first"
+    assert cached("kind", "name", read, make("first"), quiet) == "first"
+    assert cached("kind", "name", read, make("second"), quiet) == "first"
     (cache / "kind" / "name" / "content" / "value").write_text("")
-    assert cached("kind", "name", read, make("third")) == "third"
+    assert cached("kind", "name", read, make("third"), quiet) == "third"
     assert [path.name for path in sorted((cache / "kind" / "name").iterdir())] == ["content", "lock"]
 
 
@@ -37,7 +41,7 @@ def test_a_failure_leaves_nothing_behind(cache: Path) -> None:
         raise DataError("no")
 
     with pytest.raises(DataError, match=r"^no$"):
-        cached("kind", "name", read, fail)
+        cached("kind", "name", read, fail, quiet)
     assert [path.name for path in (cache / "kind" / "name").iterdir()] == ["lock"]
 
 
@@ -57,7 +61,9 @@ def test_another_process_at_work_is_waited_for(cache: Path, monkeypatch: pytest.
     thread = threading.Thread(target=other)
     thread.start()
     locked.wait()
-    assert cached("kind", "name", read, make("mine")) == "theirs"
+    told: list[str] = []
+    assert cached("kind", "name", read, make("mine"), lambda stage, share: told.append(stage)) == "theirs"
+    assert set(told) == {"waiting for another process that prepares the same data"}
     thread.join()
 
 
@@ -65,7 +71,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "file").touch()
     monkeypatch.setenv("SEQLOOM_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DataError, match=f"{tmp_path / 'file'}.* cannot be written: .*; set SEQLOOM_CACHE"):
-        cached("kind", "name", read, make("x"))
+        cached("kind", "name", read, make("x"), quiet)
 
 
 def test_the_place_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,21 @@
 """The engine on the hybrid model: every layer kind's memory, in batches, pieces and drafts."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from seqloom.core.errors import DataError
+from seqloom.data.tokenizer import train_tokenizer
 from seqloom.serve import engine as engine_module
+from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
-from seqloom.serve.sampling import Sampling
+from seqloom.serve.request import Request
 from tiny_models import make, tokens
 
-GREEDY = Sampling(max_tokens=24, temperature=0)
-LENGTHS = [1, 2, 17, 40, 5, 33]
-PROMPTS = [tokens(1, length, seed=length)[0].tolist() for length in LENGTHS]
+PROMPTS = [tokens(1, length, seed=length)[0].tolist() for length in (1, 2, 17, 40, 5)]
+SETTINGS = [Sampling(max_tokens=6 + index, temperature=1.2, seed=index) for index in range(len(PROMPTS))]
 
 
 class Letters:
@@ -27,39 +30,61 @@ class Letters:
         return "".join(chr(token) for token in ids if token >= 3)
 
 
-@pytest.fixture(params=["dense", "moe", "mtp"])
-def engine(request) -> Engine:
-    return Engine((make(request.param), Letters()))
-
-
-@pytest.fixture
-def drafting() -> Engine:
-    return Engine((make("mtp"), Letters()))
-
-
 @torch.inference_mode()
-def test_greedy_answers_equal_full_passes(engine) -> None:
-    for prompt, answer in zip(PROMPTS, engine.generate(PROMPTS, GREEDY), strict=True):
-        ids = torch.tensor([prompt + answer.token_ids])
-        best = engine.model(ids)[0].argmax(-1).tolist()
+@pytest.mark.parametrize("variant", ["dense", "moe", "mtp"])
+def test_greedy_answers_equal_full_passes(variant: str) -> None:
+    model = make(variant)
+    answers = Engine((model, Letters())).generate(PROMPTS, Sampling(max_tokens=12, temperature=0))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        best = model(torch.tensor([prompt + answer.token_ids]))[0].argmax(-1).tolist()
         assert best[len(prompt) - 1 : -1] == answer.token_ids
 
 
-@pytest.mark.parametrize("prefill", [1, 7, 512])
-@pytest.mark.parametrize("max_rows", [1, 3, 32])
-def test_pieces_and_neighbours_change_nothing(engine, monkeypatch, prefill: int, max_rows: int) -> None:
-    settings = [Sampling(max_tokens=10 + index, temperature=1.2, seed=index) for index in range(len(PROMPTS))]
-    alone = [engine.generate([prompt], each)[0] for prompt, each in zip(PROMPTS, settings, strict=True)]
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", prefill)
-    engine.max_rows = max_rows
-    assert engine.generate(PROMPTS, settings) == alone
+@pytest.mark.parametrize("variant", ["dense", "mtp"])
+def test_pieces_and_neighbours_change_nothing(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine((make(variant), Letters()))
+    alone = [engine.generate([prompt], each)[0] for prompt, each in zip(PROMPTS, SETTINGS, strict=True)]
+    for prefill, engine.max_rows in [(512, 32), (512, 2), (7, 3), (1, 32)]:
+        monkeypatch.setattr(engine_module, "PREFILL_TOKENS", prefill)
+        assert engine.generate(PROMPTS, SETTINGS) == alone
 
 
-@pytest.mark.parametrize("draft_tokens", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("temperature", [0.0, 1.2])
-def test_drafting_changes_nothing(drafting, draft_tokens: int, temperature: float) -> None:
-    sampling = dataclasses.replace(GREEDY, temperature=temperature, seed=1)
-    plain = drafting.generate(PROMPTS, sampling)
-    drafted = drafting.generate(PROMPTS, sampling, draft_tokens)
-    assert [dataclasses.replace(answer, drafted_tokens=0, accepted_tokens=0) for answer in drafted] == plain
-    assert all(answer.drafted_tokens for answer in drafted)
+def test_drafting_changes_nothing(temperature: float) -> None:
+    engine = Engine((make("mtp"), Letters()))
+    prompts, sampling = PROMPTS[1:3], Sampling(max_tokens=14, temperature=temperature, seed=1)
+    plain = engine.generate(prompts, sampling)
+    for draft_tokens in (1, 2, 3, 4, 5):
+        drafted = engine.generate(prompts, sampling, draft_tokens)
+        assert [dataclasses.replace(answer, drafted_tokens=0, accepted_tokens=0) for answer in drafted] == plain
+        assert all(answer.drafted_tokens for answer in drafted)
+
+
+@pytest.mark.parametrize("replay", [0, 5, 1000])
+def test_states_go_back_after_any_number_of_right_guesses(replay: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine((make("mtp"), Letters()))
+    sampling = Sampling(max_tokens=20, temperature=0)
+    (plain,) = engine.generate([PROMPTS[2]], sampling)
+    monkeypatch.setattr(engine_module, "REPLAY_TOKENS", replay)
+    for right in range(5):
+
+        def guess(request: Request, most: int, right: int = right) -> list[int]:
+            known = plain.token_ids[len(request.tokens) :][: min(most, request.remaining - 1)]
+            return [token if place < right else token ^ 1 for place, token in enumerate(known)]
+
+        monkeypatch.setattr(Request, "guess", guess)
+        (drafted,) = engine.generate([PROMPTS[2]], sampling, draft_tokens=4)
+        assert drafted.token_ids == plain.token_ids
+        assert drafted.accepted_tokens == len(plain.token_ids) - -(-len(plain.token_ids) // (right + 1))
+
+
+def test_a_folder_is_all_an_engine_needs(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["def add(a, b):\n    return a + b\n"], vocab_size=280)
+    model = make("mtp", vocab_size=280)
+    model.write_folder(tmp_path)
+    tokenizer.save(tmp_path)
+    sampling = Sampling(max_tokens=10, seed=0)
+    answers = Engine(tmp_path).generate(["def", ""], sampling)
+    assert answers == Engine((model, tokenizer)).generate(["def", ""], sampling)
+    with pytest.raises(DataError, match="280 tokens but the model only 256"):
+        Engine((make("dense"), tokenizer))

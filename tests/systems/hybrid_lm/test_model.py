@@ -34,7 +34,8 @@ def test_a_document_never_sees_the_one_before_it(name):
     other[:, :13] = tokens(length=13, seed=5)
     with torch.no_grad():
         packed = model(ids, documents)
-        assert torch.equal(packed[:, 13:], model(other, documents)[:, 13:])
+        # Where experts group tokens, another document's tokens may change the shape of a product and so its rounding.
+        close(packed[:, 13:], model(other, documents)[:, 13:], 2e-6 if "E" in model.config.pattern else 0.0)
         close(packed[:, 13:], model(ids[:, 13:]))
         close(packed[:, :13], model(ids[:, :13]))
 
