@@ -6,18 +6,20 @@ then one growing text, each line of the user is appended to it and the model goe
 
 import contextlib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from seqloom.cli.arguments import parse
+from seqloom.cli.stream import put
 from seqloom.core.errors import CheckpointError
 from seqloom.serve.config import Sampling
 
 if TYPE_CHECKING:
     from seqloom.data.tokenizer import TextTokenizer
-    from seqloom.serve.engine import Engine, Prompt
+    from seqloom.serve.engine import Prompt
 
 _FUEL = 1_000_000
 """Instructions a chat template may take; a template that loops for ever is stopped."""
@@ -54,7 +56,7 @@ def chat(
             conversation = _begin(tokenizer)
             continue
         conversation.say(line)
-        conversation.answer(_stream(engine, conversation.prompt(), sampling, draft_tokens))
+        conversation.answer(_show(engine.stream(conversation.prompt(), sampling, draft_tokens)))
 
 
 def _read_line() -> str:
@@ -69,17 +71,17 @@ def _read_line() -> str:
             print("  (/quit leaves)")
 
 
-def _stream(engine: "Engine", prompt: "Prompt", sampling: Sampling, draft_tokens: int) -> str:
+def _show(pieces: Iterable[str]) -> str:
     """Show an answer as it comes; Ctrl-C ends it early and what was shown stays part of the conversation."""
-    pieces: list[str] = []
+    text = ""
     try:
-        for piece in engine.stream(prompt, sampling, draft_tokens):
-            pieces.append(piece)
-            print(piece, end="", flush=True)
+        for piece in pieces:
+            text += piece
+            put(piece)
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     print()
-    return "".join(pieces)
+    return text
 
 
 class PlainText:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from seqloom.cli.arguments import JsonFlag, parse, print_json
+from seqloom.cli.stream import put
 from seqloom.serve.config import Sampling
 
 
@@ -41,7 +42,7 @@ def generate(
     engine = Engine(run)
     if len(texts) == 1 and not as_json:
         for piece in engine.stream(texts[0], sampling, draft_tokens):
-            print(piece, end="", flush=True)
+            put(piece)
         print()
         return
     start = time.perf_counter()
@@ -54,4 +55,5 @@ def generate(
         print_json({"completions": answers, "seconds": round(seconds, 3)})
         return
     for text, completion in zip(texts, completions, strict=True):
-        print(f"--- {text}\n{completion.text}")
+        print(f"--- {text}")
+        put(f"{completion.text}\n")

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from seqloom.core.checkpoint.commit import commit_folder, make_folder
 from seqloom.core.checkpoint.lock import hold
 from seqloom.core.errors import CheckpointError, DataError
-from seqloom.data.documents import Progress
+from seqloom.core.progress import Progress
 
 T = TypeVar("T")
 WAIT_SECONDS = 0.5

@@ -6,7 +6,7 @@ and remembers how far it got and which records could not be used.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from seqloom.core.errors import DataError
@@ -14,9 +14,6 @@ from seqloom.core.errors import DataError
 PIECE_CHARS = 1 << 16
 BATCH_CHARS = 1 << 20
 EXAMPLES_NAMED = 5
-
-Progress = Callable[[str, float], None]
-"""Called with a stage in words and the share of it that is done."""
 
 
 class Piece(NamedTuple):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seqloom.core.errors import DataError
-from seqloom.data.documents import Piece, Progress, Reading, batches, byte_count, safe_cut
+from seqloom.core.progress import Progress
+from seqloom.data.documents import Piece, Reading, batches, byte_count, safe_cut
 from seqloom.data.shards import StreamWriter, TokenStream, token_dtype
 from seqloom.data.sources import Source
 from seqloom.data.survey import Survey, text_hash

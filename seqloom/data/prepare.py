@@ -12,9 +12,9 @@ from typing import Any
 
 from seqloom.core.checkpoint.manifest import verify, write_manifest
 from seqloom.core.errors import ConfigError, DataError
+from seqloom.core.progress import Progress
 from seqloom.data.cache import cached, key
 from seqloom.data.config import DataConfig
-from seqloom.data.documents import Progress
 from seqloom.data.encode import FORMAT, Store, encode, read_store
 from seqloom.data.mixture import InOrder, Mixture
 from seqloom.data.report import data_report

@@ -11,7 +11,8 @@ from hashlib import blake2b
 from typing import Any
 
 from seqloom.core.errors import DataError
-from seqloom.data.documents import Progress, Reading, batches, byte_count
+from seqloom.core.progress import Progress
+from seqloom.data.documents import Reading, batches, byte_count
 from seqloom.data.sources import Source
 
 SNIPPET_CHARS = 1 << 13

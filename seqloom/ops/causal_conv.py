@@ -87,7 +87,7 @@ class _BlockedConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, window, numbers)
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        taps, bias = weight.mT.to(dtype, memory_format=torch.contiguous_format), bias.to(dtype)
+        taps, bias = weight.mT.to(dtype).contiguous(), bias.to(dtype)
         for span in _blocks(x):
             inputs, near = _reach_back(x, window, numbers, span)
             block = F.silu(_weighted_sum(inputs.to(dtype), taps, bias, near), inplace=True)
@@ -99,7 +99,7 @@ class _BlockedConv(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, window, numbers = ctx.saved_tensors
         dtype = torch.promote_types(x.dtype, torch.float32)
-        taps, wide_bias = weight.mT.to(dtype, memory_format=torch.contiguous_format), bias.to(dtype)
+        taps, wide_bias = weight.mT.to(dtype).contiguous(), bias.to(dtype)
         reach = window.shape[1]
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         dtaps, dbias = torch.zeros_like(taps), torch.zeros_like(wide_bias)

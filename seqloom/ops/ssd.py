@@ -192,7 +192,7 @@ class _ChunkedScan(torch.autograd.Function):
             piece = _piece(x, dt, a, b, c, resets, span)
             after, before = states.pop(), states[-1]
             flat, dflat = (t.unflatten(1, (groups, -1)).flatten(2, 3) for t in (before, dstate))  # B G RP N
-            dy_heads = _by_head(dy[:, span], groups).to(y.dtype, memory_format=torch.contiguous_format)
+            dy_heads = _by_head(dy[:, span], groups).to(y.dtype).contiguous()
 
             scores = (piece.c @ piece.b.mT) * piece.visible
             dweights = (dy_heads @ piece.u.mT).mul_(piece.inside)
@@ -231,7 +231,7 @@ def _piece(
     dtype, groups = dt.dtype, b.shape[2]
     x = _by_head(x[:, span], groups).to(dtype)
     dt = _by_head(dt[:, span, :, None], groups).contiguous()
-    b, c = (part[:, span].transpose(1, 2).to(dtype, memory_format=torch.contiguous_format) for part in (b, c))
+    b, c = (part[:, span].transpose(1, 2).to(dtype).contiguous() for part in (b, c))
     tokens = x.shape[3]
     visible = torch.ones(1, 1, tokens, tokens, dtype=dtype, device=x.device).tril_()
     log_decay, document = dt * a.view(groups, -1, 1, 1), None

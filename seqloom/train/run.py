@@ -14,15 +14,11 @@ and of the model: `write_folder(path)` writes config.json and weights in the pub
 the weights back bit for bit.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from seqloom.core.config import Ge, config
 from seqloom.numerics.precision import PrecisionConfig
 from seqloom.train.config import TrainConfig
-
-Progress = Callable[[str, float], None]
-"""Told what is being prepared and which share of it is done (0 to 1)."""
 
 
 @config

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from seqloom.core.config import Ge, Gt, config
 from seqloom.core.errors import ConfigError
+from seqloom.core.progress import Progress
 from seqloom.data.config import DataConfig
 from seqloom.nn.pattern import parse_pattern
-from seqloom.train.run import Progress
 from seqloom.train.run import Run as BaseRun
 
 if TYPE_CHECKING:

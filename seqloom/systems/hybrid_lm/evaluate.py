@@ -10,6 +10,7 @@ from torch import Tensor
 from seqloom.core.config import parse, read_yaml
 from seqloom.core.devices import pick_device
 from seqloom.core.errors import ConfigError
+from seqloom.core.progress import Progress
 from seqloom.core.rooms import load
 from seqloom.data.config import DataConfig, SourceConfig
 from seqloom.data.prepare import prepare
@@ -18,7 +19,6 @@ from seqloom.metrics.language import bits_per_byte, perplexity
 from seqloom.systems.hybrid_lm.config import Run
 from seqloom.systems.hybrid_lm.loss import cross_entropy
 from seqloom.systems.hybrid_lm.model import HybridLM
-from seqloom.train.run import Progress
 from seqloom.train.state import RUN
 
 ROW_TOKENS = 1024
@@ -29,7 +29,7 @@ BATCH_ROWS = 8
 
 @torch.no_grad()
 def measure(model: HybridLM, rows: RowSource, limit: int, batch_rows: int, token_bytes: Tensor) -> dict[str, float]:
-    """Loss in nats per token, bits per byte and perplexity over the first `limit` rows.
+    """Loss in nats per token, bits per byte and perplexity over at most `limit` rows, spread evenly over all.
 
     Args:
         batch_rows: rows per forward pass; changes memory and speed only.
@@ -39,8 +39,9 @@ def measure(model: HybridLM, rows: RowSource, limit: int, batch_rows: int, token
     token_bytes = token_bytes.to(device)
     count = min(len(rows), limit)
     nats, tokens, n_bytes = 0.0, 0, 0
+    positions = [index * len(rows) // count for index in range(count)]
     for start in range(0, count, batch_rows):
-        batch = Rows(*(part.to(device) for part in rows.rows(range(start, min(count, start + batch_rows)))))
+        batch = Rows(*(part.to(device) for part in rows.rows(positions[start : start + batch_rows])))
         hidden, _ = model.hidden(batch.tokens, batch.documents)
         nats += float(cross_entropy(model, hidden, batch.targets))
         targets = batch.targets[batch.targets != NO_TARGET]

@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from seqloom.core.progress import Progress
 from seqloom.data.prepare import prepare
 from seqloom.data.rows import NO_TARGET, Rows
 from seqloom.systems.hybrid_lm.config import Run
 from seqloom.systems.hybrid_lm.evaluate import measure
 from seqloom.systems.hybrid_lm.loss import cross_entropy, targets_ahead
 from seqloom.systems.hybrid_lm.model import HybridLM
-from seqloom.train.run import Progress
 from seqloom.train.task import Loss
 
 
