@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -233,6 +234,22 @@ def disagreement(mine: list[Tensor], theirs: list[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(mine, theirs, strict=True))
 
 
+def saved_mebibytes(function: Op, inputs: tuple[Tensor, ...]) -> float:
+    """Memory that is kept for the backward pass, inputs not counted."""
+    given = {value.untyped_storage().data_ptr() for value in inputs}
+    kept: dict[int, int] = {}
+
+    def note(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        function(*inputs)
+    return sum(kept.values()) / 2**20
+
+
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     expected = run(case.ours, case.inputs)
     gate = {name: disagreement(expected, run(peer, case.inputs)) for name, peer in case.peers.items()}
@@ -255,6 +272,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         **line,
         "ms_quartiles": {name: [round(q, 2) for q in values] for name, values in quartiles.items()},
         "ratio": {name: round(value, 2) for name, value in ratios.items()},
+        "saved_mib": {name: round(saved_mebibytes(function, case.inputs), 1) for name, function in functions.items()},
         "gflops": round(case.flops / quartiles["ours"][1] / 1e6, 1),
     }
 
@@ -298,15 +316,16 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=argparse.FileType("w"), help="also write the lines to this file")
+    parser.add_argument("--out", type=Path, help="also write the lines to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    passed = True
+    lines = []
     for line in results(args):
-        passed &= "error" not in line
-        for stream in filter(None, (sys.stdout, args.out)):
-            print(json.dumps(line), file=stream, flush=True)
-    return 0 if passed else 1
+        lines.append(json.dumps(line))
+        print(lines[-1], flush=True)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return int(any('"error"' in line for line in lines))
 
 
 if __name__ == "__main__":

@@ -103,8 +103,9 @@ def start_lines(report: StartReport) -> list[str]:
 
 
 def measures(metrics: dict[str, float]) -> str:
-    """Measures by name on one line."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items() if name != "step")
+    """Measures by name on one line; counts are whole numbers."""
+    shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for name, value in metrics.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in shown.items() if name != "step")
 
 
 def size(n_bytes: float) -> str:

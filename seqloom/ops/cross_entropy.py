@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100
 """The target of a token that is not to be predicted."""
 
-_LOGITS = 2**20
+_LOGITS = 2**21
 """Logits per chunk, unless that makes fewer than `_TOKENS` tokens."""
 
 _TOKENS = 128
@@ -77,5 +77,8 @@ def _visit(
         if dhidden is not None:
             dhidden[part] = dlogits @ table
         if dweight is not None:
-            dweight += dlogits.mT @ tokens
+            if dtype == tokens.dtype:
+                dweight.addmm_(dlogits.mT, tokens)
+            else:
+                dweight += dlogits.mT @ tokens
     return loss, dhidden, None if dweight is None else dweight.to(weight.dtype)

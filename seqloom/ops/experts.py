@@ -91,7 +91,9 @@ class _SortedExperts(torch.autograd.Function):
         tokens = order // slots.shape[1]
         inputs, dy_sorted = x[tokens], dy[tokens]
         weight = weights.flatten()[order, None].to(torch.promote_types(x.dtype, torch.float32))
-        dup, ddown, dweight = torch.zeros_like(up), torch.zeros_like(down), torch.empty_like(weight)
+        dup, ddown, dweight = torch.empty_like(up), torch.empty_like(down), torch.empty_like(weight)
+        idle = [expert for expert, count in enumerate(ctx.counts) if count == 0]
+        dup[idle] = ddown[idle] = 0
         dinputs = torch.empty_like(inputs, dtype=weight.dtype)
         for (expert, rows), before in zip(_slices(ctx.counts), hidden, strict=True):
             active = before.relu().to(weight.dtype)

@@ -147,7 +147,6 @@ class _Piece(NamedTuple):
     entering: Float[Tensor, "B G R Q 1"]  # exp(α_i), from the state before the piece to position i
     inside: Float[Tensor, "B G R Q Q"]  # exp(α_i − α_j), meaningful where visible
     leaving: Float[Tensor, "B G R Q 1"]  # exp(α_Q − α_j), from position j to the state after the piece
-    across: Float[Tensor, "B G R 1 1"]  # exp(α_Q)
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -174,7 +173,7 @@ class _ChunkedScan(torch.autograd.Function):
             carried = (piece.c @ flat.mT).unflatten(-1, (-1, x.shape[3])).transpose(2, 3)
             torch.addcmul(within, piece.entering, carried, out=_by_head(y[:, span], groups))
             written = (_side_by_side(piece.u, piece.leaving).mT @ piece.b).view(state.shape)
-            state = written.addcmul_(piece.across.flatten(1, 2), state)
+            state = written.addcmul_(piece.entering[..., -1:, :].flatten(1, 2), state)
             if any(ctx.needs_input_grad):
                 states.append(state)
         ctx.save_for_backward(x, dt, a, b, c, resets, y, *states)
@@ -211,7 +210,7 @@ class _ChunkedScan(torch.autograd.Function):
             ddt[:, span] = (u_du + a.view(groups, -1, 1) * dlog).permute(0, 3, 1, 2).flatten(2)
             da += (dlog * piece.dt[..., 0]).sum((0, 3)).flatten()
             torch.mul(du, piece.dt, out=_by_head(dx[:, span], groups))
-            dstate = (read.mT @ piece.c).view(dstate.shape).addcmul_(piece.across.flatten(1, 2), dstate)
+            dstate = (read.mT @ piece.c).view(dstate.shape).addcmul_(piece.entering[..., -1:, :].flatten(1, 2), dstate)
         return dx, ddt, da, db, dc, dstate, None, None
 
 
@@ -234,21 +233,21 @@ def _piece(
     b, c = (part[:, span].transpose(1, 2).to(dtype).contiguous() for part in (b, c))
     tokens = x.shape[3]
     visible = torch.ones(1, 1, tokens, tokens, dtype=dtype, device=x.device).tril_()
-    log_decay, document = dt * a.view(groups, -1, 1, 1), None
-    if resets is None:
-        alpha = log_decay.cumsum(3)
-    else:  # summed per document, so that not even the rounding of one depends on another
+    if resets is not None:
         document = resets[:, None, span].cumsum(-1)  # 0 for the one that enters the piece
         visible = visible * (document[..., :, None] == document[..., None, :])
-        alpha = visible[:, :, None] @ log_decay
-    entering, leaving, across = alpha.exp(), (alpha[..., -1:, :] - alpha).clamp_(max=0).exp_(), alpha[..., -1:, :].exp()
-    inside = (alpha - alpha.mT).clamp_(max=0).exp_()
-    if document is not None:
+    # Summed within each document, so that not even the rounding of one depends on another; in FP64, and subtracted in
+    # two parts, since α may be thousands where the differences that matter are below one.
+    alpha = ((dt[..., 0] * a.view(groups, -1, 1)).double() @ visible.mT.double())[..., None]
+    coarse = alpha.to(dtype)
+    fine = (alpha - coarse).to(dtype)
+    inside = (coarse - coarse.mT).add_(fine).sub_(fine.mT).clamp_(max=0).exp_()
+    leaving = (inside[..., -1:, :] * visible[:, :, None, -1:]).mT
+    entering = coarse.exp()
+    if resets is not None:
         entering *= (document == 0)[:, :, None, :, None]
-        leaving *= (document == document[..., -1:])[:, :, None, :, None]
-        across *= (document[..., -1:] == 0)[:, :, None, :, None]
     u = torch.mul(x, dt, out=torch.empty(x.shape, dtype=dtype, device=x.device))
-    return _Piece(x, dt, u, b, c, visible, entering, inside, leaving, across)
+    return _Piece(x, dt, u, b, c, visible, entering, inside, leaving)
 
 
 def _by_head(x: Float[Tensor, "B Q H P"], groups: int) -> Float[Tensor, "B G R Q P"]:

@@ -57,6 +57,6 @@ def verify(logits: Float[Tensor, "T V"], guesses: list[int], choose: Choose) -> 
     tokens: list[int] = []
     for place, row in enumerate(logits):
         tokens.append(choose(row, place))
-        if tokens[place : place + 1] != guesses[place : place + 1]:
+        if place == len(guesses) or tokens[place] != guesses[place]:
             break
     return tokens

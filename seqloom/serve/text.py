@@ -44,7 +44,7 @@ class Detokenizer:
         elif new:
             self._ids = self._ids[self._settled :]
             self._settled = len(self._ids)
-        else:  # a token without text would pass for the beginning of a text
+        else:  # a token without text, which as context would pass for the beginning of a text
             self._ids.pop()
         self._shown = len(self._decode(self._ids)) - waiting
         return new

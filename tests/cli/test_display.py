@@ -46,7 +46,7 @@ def watch(console: Console, steps: int = 20) -> None:
                     "memory_bytes": 7e8,
                 }
             )
-        display.on_eval({"step": steps, "loss": 6.0, "perplexity": 403.4})
+        display.on_eval({"step": steps, "loss": 6.0, "perplexity": 403.4, "tokens": 16384})
         display.on_save(steps, Path("runs/tiny"))
         display.on_message("step 10: model.safetensors is damaged; using step 5")
 
@@ -63,7 +63,7 @@ def test_piped_output_is_plain_lines() -> None:
     assert steps == ["1/200", "10/200", "20/200"]  # log_every is 10
     (line,) = [line for line in lines if line.startswith("step 10/200")]
     assert all(part in line for part in ("loss 7.000", "3.500 bits/byte", "5,000 tokens/s", "700 MB"))
-    assert "validation after step 20: loss 6, perplexity 403.4" in lines
+    assert "validation after step 20: loss 6, perplexity 403.4, tokens 16,384" in lines
     assert any("def f():" in line for line in lines)
     assert "4,900,000 parameters in fp32 on cpu; about 300 MB of 20 GB memory needed" in lines
 

@@ -67,10 +67,10 @@ def test_padding_gives_zeros_and_finite_gradients():
     assert all((gradient[0] == 0).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize(("T", "spare"), [(1, 0), (4, 0), (1, 2), (4, 2)])
 @pytest.mark.parametrize("lengths", [[13, 13], [13, 6], [0, 0]], ids=["even", "ragged", "empty"])
 @pytest.mark.usefixtures("form")
-def test_earlier_keys_are_seen_and_leftovers_are_not(same, T, lengths):
+def test_earlier_keys_are_seen_and_leftovers_are_not(same, T, spare, lengths):
     def separate(q, k, v):
         rows = [
             torch_causal(q[r : r + 1], k[r : r + 1, :, : n + T], v[r : r + 1, :, : n + T])
@@ -78,7 +78,7 @@ def test_earlier_keys_are_seen_and_leftovers_are_not(same, T, lengths):
         ]
         return torch.cat(rows)
 
-    q, k, v = inputs(T=T, S=max(lengths) + T)
+    q, k, v = inputs(T=T, S=max(lengths) + T + spare)
     for row, length in enumerate(lengths):
         k[row, :, length + T :] = 1e3
         v[row, :, length + T :] = 1e3

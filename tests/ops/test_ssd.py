@@ -1,3 +1,4 @@
+import gc
 from functools import partial
 from itertools import pairwise
 
@@ -6,6 +7,7 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
+from seqloom.ops import ssd as module
 from seqloom.ops.ssd import ssd, ssd_chunked, ssd_reference, ssd_step
 
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 1 + [2] * 20 + [3] * 37, [0] * 40 + [1] * 10 + [-1] * 13], dtype=torch.int32)
@@ -84,6 +86,14 @@ def test_extreme_steps_neither_overflow_nor_give_nan():
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     gradients = torch.autograd.grad(y.sum() + after.sum(), (x, huge, a, b, c, state))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_fp32_decays_stay_precise_after_the_state_has_faded_many_times():
+    x, dt, a, b, c, state = inputs()
+    dt[:, :20] *= 1e3
+    expected, _ = ssd_reference(x, dt, a, b, c, state)
+    y, _ = ssd_chunked(*(value.float() for value in (x, dt, a, b, c, state)), chunk=63)
+    torch.testing.assert_close(y[:, 20:], expected[:, 20:].float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", [ssd_reference, partial(ssd_chunked, chunk=16)], ids=["reference", "chunked"])
@@ -184,8 +194,15 @@ def test_training_keeps_at_most_one_state_per_chunk():
     assert sum(sizes) <= 2 * leaves[0].numel() + 3 * leaves[3].numel() + 5 * state
 
 
-def test_inference_keeps_no_states_of_chunks():
-    *rest, _ = inputs()
-    with torch.no_grad():
-        y, _ = ssd_chunked(*rest, chunk=16)
-    assert y.grad_fn is None
+def test_inference_keeps_no_states_of_chunks(monkeypatch):
+    *rest, state = inputs()
+    alive: list[int] = []
+    make = module._piece
+
+    def count_and_make(*args):
+        alive.append(sum(type(kept) is Tensor and kept.shape == state.shape for kept in gc.get_objects()))
+        return make(*args)
+
+    monkeypatch.setattr(module, "_piece", count_and_make)
+    ssd_chunked(*rest, state, chunk=8)
+    assert max(alive) <= alive[0] + 2

@@ -123,9 +123,10 @@ def test_text_is_shown_as_soon_as_it_is_certain() -> None:
     assert pieces_of(tokenizer, ids) == ["a", "", "", "", "😀 €", "", ""]
 
 
-def test_endless_stray_bytes_need_bounded_work() -> None:
+@pytest.mark.parametrize(("piece", "text"), [(b"\x80", "\ufffd" * 499), (b"", "")], ids=["broken", "without text"])
+def test_endless_tokens_of_no_use_need_bounded_work(piece: bytes, text: str) -> None:
     tokenizer = Bytes()
-    token, longest = tokenizer.token(b"\x80"), 0
+    token, longest = tokenizer.token(piece), 0
     decode = tokenizer.decode
 
     def counted(ids: Sequence[int]) -> str:
@@ -135,7 +136,7 @@ def test_endless_stray_bytes_need_bounded_work() -> None:
 
     tokenizer.decode = counted
     shown = "".join(pieces_of(tokenizer, [token] * 500))
-    assert shown == "\ufffd" * 499
+    assert shown == text
     assert longest < 20
 
 
