@@ -85,7 +85,7 @@ def ssd_case(B: int, T: int, H: int, P: int, N: int, G: int, chunk: int) -> Case
         {"B": B, "T": T, "H": H, "P": P, "N": N, "G": G, "chunk": chunk},
         inputs,
         lambda *args: ssd(*args, chunk=chunk)[0],
-        {"autograd": lambda *args: ssd_autograd(*args, chunk=chunk)},
+        {"autograd": lambda x, dt, a, b, c: ssd_autograd(x, dt, a, b, c, chunk)},
         3 * forward,
     )
 

@@ -46,7 +46,8 @@ def ssd(
         a: decay rates, negative.
         state: what earlier tokens left behind; None starts from zero.
         documents: document numbers of packed rows; the state is reset where they change, except that the first
-            position continues `state`. -1 marks padding on the right, which leaves the state as it is.
+            position continues `state`. -1 marks padding on the right: it leaves the state as it is, and its outputs
+            mean nothing.
         chunk: tokens per piece of the chunked form; changes speed and rounding, never meaning.
     Returns:
         outputs in the dtype of `x`, and the state after the last token of each row (FP32, or wider as `x`).

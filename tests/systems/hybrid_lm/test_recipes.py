@@ -1,0 +1,39 @@
+"""Every recipe is a complete, valid run whose model can be built."""
+
+import pytest
+import torch
+import yaml
+
+import seqloom
+from seqloom.core.config import check, parse, to_yaml
+from seqloom.core.rooms import recipes
+from seqloom.systems.hybrid_lm.budget import budget, describe
+from seqloom.systems.hybrid_lm.config import Run
+
+NAMES = [name for name in recipes() if name.startswith("hybrid_lm/")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_valid_and_survives_its_file(name):
+    run = seqloom.recipe(name)
+    assert check(run) == run
+    assert parse(Run, yaml.safe_load(to_yaml(run)), "run.yaml") == run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_builds_what_its_budget_counts(name):
+    run = seqloom.recipe(name)
+    with torch.device("meta"):
+        model = run.model.build()
+    cost = budget(run.model)
+    counted = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert counted == cost.parameters + cost.mtp_parameters
+    assert describe(run)["training_bytes"] > 16 * counted
+
+
+def test_the_demo_model_has_every_part():
+    model = seqloom.recipe("hybrid_lm/tiny").model
+    assert set(model.pattern) == set("M*-E")
+    assert model.moe.latent_width
+    assert model.mtp
+    assert 4e6 < budget(model).parameters + budget(model).mtp_parameters < 6e6
