@@ -8,7 +8,7 @@ from rich.console import Console
 
 from seqloom.cli.arguments import parse
 
-PROMPT = "def read_lines(path):"
+PROMPT = "def read_lines(path"
 
 WALK = (
     (
@@ -18,7 +18,7 @@ WALK = (
     ("Measure: how many bits the model needs per byte of held-out text", "evaluate {run}"),
     (
         "Write: the model goes on from a first line",
-        "generate {run} {prompt} --max-tokens 160 --temperature 0.6 --seed 1",
+        "generate {run} {prompt} --max-tokens 160 --temperature 0.6 --top-p 0.9 --seed 2",
     ),
 )
 

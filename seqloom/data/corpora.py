@@ -1,8 +1,8 @@
 """Corpora that are on every machine: the sources of Python itself and of the packages installed beside it.
 
-`python:stdlib` is the standard library without its tests, with the texts of Python's reference manual that `help()`
-shows; `python:installed` is every installed package. Both depend on the machine, so a report states Python's version
-and a digest of the file list.
+`python:stdlib` is the standard library without its tests and character tables (an eighth of its bytes, and no code to
+learn from), with the texts of Python's reference manual that `help()` shows; `python:installed` is every installed
+package. Both depend on the machine, so a report states Python's version and a digest of the file list.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from seqloom.data.readers import read_text, tolerated
 
 BUILT_IN = "python:"
 CORPORA = {
-    "python:stdlib": ("stdlib", {"test", "tests", "idle_test", "site-packages", "dist-packages"}),
+    "python:stdlib": ("stdlib", {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages"}),
     "python:installed": ("purelib", set[str]()),
 }
 """Name -> place in Python's own list of paths, folders that do not belong to it."""

@@ -45,11 +45,11 @@ def tiny() -> Run:
             data=DataConfig(sources=(SourceConfig(path="python:stdlib"),)), sequence_length=256, batch_rows=8
         ),
         train=TrainConfig(
-            steps=200,
+            steps=240,
             optimizer=OptimizerConfig(kind="muon", lr=6e-3, muon_lr=0.04),
             schedule=ScheduleConfig(warmup_steps=10, decay_fraction=0.4),
-            evaluate_every=100,
-            save_every=100,
+            evaluate_every=120,
+            save_every=120,
         ),
     )
 
