@@ -11,9 +11,7 @@ products only.
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from machine import place
 from seqloom.ops.attention import attention
 from seqloom.ops.causal_conv import causal_conv
 from seqloom.ops.cross_entropy import linear_cross_entropy
@@ -290,15 +289,6 @@ def ceiling(device: torch.device, repeats: int) -> float:
 
 def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     device = torch.device(args.device)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    place = {
-        "machine": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or "none",
-    }
     for op, make, sizes in CASES:
         if args.only not in (None, op):
             continue
@@ -307,7 +297,7 @@ def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         case = case._replace(inputs=tuple(value.to(device).requires_grad_() for value in case.inputs))
         kernel = table(device, torch.float32).get(op, "torch")
         line = {**measure(case, args.repeats), "ceiling_gflops": round(ceiling(device, args.repeats), 1)}
-        yield {**line, "kernel": kernel, **place}
+        yield {**line, "kernel": kernel, **place(device)}
 
 
 def main() -> int:

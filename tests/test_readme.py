@@ -11,8 +11,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from micro_runs import narrow, write_texts
 
+from micro_runs import narrow, write_texts
 from seqloom.cli.main import main
 from seqloom.systems.hybrid_lm import recipes
 

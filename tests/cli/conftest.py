@@ -5,8 +5,8 @@ import io
 from pathlib import Path
 
 import pytest
-from micro_runs import Trained, narrow, write_texts
 
+from micro_runs import Trained, narrow, write_texts
 from seqloom.cli.main import main
 from seqloom.systems.hybrid_lm import recipes
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from micro_runs import Trained
 
+from micro_runs import Trained
 from seqloom.cli.chat import PlainText, Turns
 from seqloom.cli.main import main
 from seqloom.core.errors import CheckpointError

@@ -3,8 +3,8 @@ import json
 from pathlib import Path
 
 import pytest
-from micro_runs import Trained
 
+from micro_runs import Trained
 from seqloom.cli.main import main
 from seqloom.core.logs import read_metrics
 

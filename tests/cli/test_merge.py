@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro_runs import Trained
 
+from micro_runs import Trained
 from seqloom.cli.main import main
 from seqloom.core.rooms import load
 

@@ -3,8 +3,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from micro_runs import Trained
 
+from micro_runs import Trained
 from seqloom.cli.main import main
 from seqloom.cli.show import readable
 from seqloom.core.rooms import load

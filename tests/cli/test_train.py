@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from micro_runs import Trained
 
+from micro_runs import Trained
 from seqloom.cli.display import Display
 from seqloom.cli.main import main
 from seqloom.core.checkpoint.manifest import verify

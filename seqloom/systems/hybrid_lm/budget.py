@@ -105,24 +105,20 @@ def state_bytes(config: HybridConfig, bytes_per_number: int = 2) -> int:
 def training_bytes(run: Run) -> int:
     """Estimated peak memory of training: weights, gradients, optimizer state, activations of one micro-batch.
 
-    Activations follow what each layer keeps for its backward pass; the constants were fitted to measured peaks.
+    Activations are what each layer keeps for its backward pass. The process itself (interpreter, torch, tokenizer) is
+    not counted: it is there before anything is allocated.
     """
     config, task = run.model, run.task
     cost = budget(config)
-    parameters = cost.parameters + cost.mtp_parameters
     tokens = (task.micro_rows or task.batch_rows) * task.sequence_length
     wide = 2 if run.precision.activations == "bf16" else 4
     depth = config.mtp.depth if config.mtp else 0
     letters = config.pattern.replace("|", "") + (config.mtp.pattern * depth if config.mtp else "")
-    if run.train.activation_checkpointing:
-        kept = len(letters) * config.width + max(_kept_numbers(letter, config) for letter in letters)
-    else:
-        kept = sum(_kept_numbers(letter, config) for letter in letters)
-    scores = 0
-    if config.attention is not None and "*" in letters:
-        # the mask of packed documents, one byte a pair
-        scores = (task.micro_rows or task.batch_rows) * task.sequence_length**2
-    return parameters * 16 + tokens * kept * wide + scores
+    kept = [_kept_numbers(letter, config) for letter in letters]
+    layers = len(kept) * config.width + max(kept) if run.train.activation_checkpointing else sum(kept)
+    heads = (1 + depth) * (4 * config.vocab_size * config.width + 2 * wide * tokens * config.width)  # gradients at once
+    masks = 8 * task.sequence_length * tokens if "*" in letters else 0  # which key each query of packed rows may see
+    return 16 * (cost.parameters + cost.mtp_parameters) + wide * tokens * layers + heads + masks
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -141,8 +137,8 @@ def _kept_numbers(letter: str, config: HybridConfig) -> int:
         m = config.mamba
         inner = m.heads * m.head_width
         conv = inner + 2 * m.groups * m.state_width
-        # norm input and output, projections, convolution in and out, scan in and out, gate, chunk decay masks
-        return 3 * h + 3 * conv + 6 * inner + 2 * m.heads * m.chunk
+        # norm, projection, convolution in and out, scan and its states, skip, gate, grouped norm
+        return 3 * h + 2 * conv + 9 * inner + inner * m.state_width // m.chunk
     if letter == "*":
         assert config.attention is not None
         a = config.attention
@@ -152,8 +148,7 @@ def _kept_numbers(letter: str, config: HybridConfig) -> int:
         return 3 * h + 3 * config.mlp.hidden_width
     assert config.moe is not None
     e = config.moe
-    inner = e.latent_width or h
-    return 4 * h + 3 * e.shared_width + e.top_k * (3 * e.expert_width + 2 * inner) + 4 * e.experts
+    return 4 * h + 3 * e.shared_width + e.top_k * e.expert_width + 3 * (e.latent_width or h) + 6 * e.experts
 
 
 def _scan_flops(config: HybridConfig) -> int:

@@ -4,11 +4,11 @@ import json
 import math
 from dataclasses import replace
 
-import micro_runs
 import pytest
 import torch
 from torch.nn import functional as F
 
+import micro_runs
 import seqloom
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.core.logs import read_metrics
