@@ -1,4 +1,4 @@
-"""seqloom: train, compress, align, quantize and serve hybrid Mamba-Transformer language models.
+"""seqloom: train hybrid Mamba-Transformer language models of the Nemotron family and generate with them.
 
 The public surface, loaded only when first used so that `import seqloom` stays light:
 

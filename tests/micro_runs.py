@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqloom.data.config import SourceConfig
-from seqloom.systems.hybrid_lm.config import AttentionConfig, MambaConfig, MlpConfig, MoeConfig, Run
+from seqloom.systems.hybrid_lm.config import AttentionConfig, MambaConfig, MlpConfig, MoeConfig, MtpConfig, Run
 from seqloom.systems.hybrid_lm.recipes import tiny
 
 
@@ -29,6 +29,7 @@ def narrow(texts: Path) -> Callable[[], Run]:
         attention=AttentionConfig(heads=2, kv_heads=1, head_width=16),
         mlp=MlpConfig(hidden_width=32),
         moe=MoeConfig(experts=4, top_k=2, expert_width=16, shared_width=16, latent_width=16),
+        mtp=MtpConfig(depth=2),
     )
     data = replace(run.task.data, sources=(SourceConfig(path=str(texts)),), valid_fraction=0.2)
     task = replace(run.task, data=data, sequence_length=32, batch_rows=4, evaluate_rows=8)

@@ -12,6 +12,7 @@ from seqloom.cli.display import Display
 from seqloom.cli.main import main
 from seqloom.core.checkpoint.manifest import verify
 from seqloom.core.logs import read_metrics
+from seqloom.systems.hybrid_lm.recipes import tiny
 
 
 def fails(*arguments: str) -> int:
@@ -69,7 +70,7 @@ def test_a_finished_run_folder_is_left_as_it_is(trained: Trained, capsys: pytest
 
 def test_a_folder_with_another_run_is_refused(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails("train", str(trained.folder), "--train.optimizer.lr", "0.5") == 2
-    assert "train.optimizer.lr: 0.003 there, 0.5 here" in capsys.readouterr().err
+    assert f"train.optimizer.lr: {tiny().train.optimizer.lr} there, 0.5 here" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small_recipe")

@@ -124,9 +124,12 @@ def training_bytes(run: Run) -> int:
 def describe(run: Run) -> dict[str, Any]:
     """What `seqloom show` prints about a run's costs."""
     cost = asdict(budget(run.model))
-    cost["cache_bytes_per_sequence"] = cost["kv_bytes_per_token"] * run.task.sequence_length + cost["state_bytes"]
-    cost["training_bytes"] = training_bytes(run)
-    return cost
+    return {
+        "total_parameters": cost["parameters"] + cost["mtp_parameters"],
+        **cost,
+        "cache_bytes_per_sequence": cost["kv_bytes_per_token"] * run.task.sequence_length + cost["state_bytes"],
+        "training_bytes": training_bytes(run),
+    }
 
 
 def _kept_numbers(letter: str, config: HybridConfig) -> int:

@@ -43,7 +43,7 @@ def test_a_live_holder_is_named_and_a_dead_one_is_taken_over(tmp_path: Path) -> 
 
 def test_a_child_left_behind_does_not_hold_the_lock(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
-    fork = "child = os.fork()\n    if child: print(child, flush=True)"
+    fork = "child = os.fork()\n    if not child: print(os.getpid(), flush=True)"  # the child, once it is past the hook
     with _holder(path, fork) as process:
         child = int(_first_line(process))
         try:
