@@ -118,7 +118,8 @@ def training_bytes(run: Run) -> int:
     layers = len(kept) * config.width + max(kept) if run.train.activation_checkpointing else sum(kept)
     heads = (1 + depth) * (4 * config.vocab_size * config.width + 2 * wide * tokens * config.width)  # gradients at once
     masks = 8 * task.sequence_length * tokens if "*" in letters else 0  # which key each query of packed rows may see
-    return 16 * (cost.parameters + cost.mtp_parameters) + wide * tokens * layers + heads + masks
+    per_parameter = 4 + 4 + 8 + 8  # weight, gradient, two moments, and the optimizer's temporaries
+    return per_parameter * (cost.parameters + cost.mtp_parameters) + wide * tokens * layers + heads + masks
 
 
 def describe(run: Run) -> dict[str, Any]:

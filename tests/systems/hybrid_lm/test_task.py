@@ -13,6 +13,7 @@ import seqloom
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.core.logs import read_metrics
 from seqloom.data.config import SourceConfig
+from seqloom.numerics.precision import PrecisionConfig
 from seqloom.systems.hybrid_lm.evaluate import evaluate
 from seqloom.systems.hybrid_lm.loss import targets_ahead
 from seqloom.systems.hybrid_lm.task import TextTask
@@ -174,6 +175,16 @@ def test_activation_checkpointing_changes_no_bit(run, tmp_path):
     recompute = replace(run, train=replace(run.train, activation_checkpointing=True))
     other = seqloom.train(recompute, tmp_path / "recompute")
     assert (plain.path / "model.safetensors").read_bytes() == (other.path / "model.safetensors").read_bytes()
+
+
+def test_bf16_learns_what_fp32_learns_and_keeps_fp32_masters(run, tmp_path):
+    losses = []
+    for activations in ("fp32", "bf16"):
+        place = seqloom.train(replace(run, precision=PrecisionConfig(activations=activations)), tmp_path / activations)
+        losses.append([record["loss"] for record in read_metrics(place.metrics_path) if record["kind"] == "valid"][-1])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert all(tensor.dtype == torch.float32 for tensor in seqloom.load(tmp_path / "bf16").state_dict().values())
 
 
 def test_generation_settings_name_the_tokens_of_the_tokenizer(run, tmp_path):
