@@ -11,6 +11,7 @@ Paper: Nemotron-H, Nano 2, Nemotron 3; every published total is reproduced exact
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from seqloom.nn.pattern import parse_pattern
 from seqloom.systems.hybrid_lm.config import HybridConfig, Run
 
 
@@ -41,8 +42,9 @@ class Budget:
 
 def budget(config: HybridConfig) -> Budget:
     """Cost of a configuration, from the formulas alone."""
-    layers = sum(layer_parameters(letter, config) for letter in config.pattern.replace("|", ""))
-    active = sum(layer_parameters(letter, config, active=True) for letter in config.pattern.replace("|", ""))
+    pattern = parse_pattern(config.pattern)
+    layers = sum(layer_parameters(letter, config) for letter in pattern)
+    active = sum(layer_parameters(letter, config, active=True) for letter in pattern)
     h, table = config.width, config.vocab_size * config.width
     mtp = 0
     if config.mtp is not None:
@@ -84,22 +86,22 @@ def layer_parameters(letter: str, config: HybridConfig, active: bool = False) ->
     return h + e.experts * h + e.experts + 2 * visited * e.expert_width * inner + 2 * h * e.shared_width + latent
 
 
-def kv_bytes_per_token(config: HybridConfig, bytes_per_number: int = 2) -> int:
-    """Bytes that one more token adds to the cache of a sequence."""
+def kv_bytes_per_token(config: HybridConfig) -> int:
+    """Bytes that one more token adds to the cache of a sequence, at 2 bytes a number."""
     if config.attention is None:
         return 0
     a = config.attention
-    return config.pattern.count("*") * 2 * a.kv_heads * a.head_width * bytes_per_number
+    return config.pattern.count("*") * 2 * a.kv_heads * a.head_width * 2
 
 
-def state_bytes(config: HybridConfig, bytes_per_number: int = 2) -> int:
-    """Bytes of SSM state (FP32) and convolution window of one sequence."""
+def state_bytes(config: HybridConfig) -> int:
+    """Bytes of SSM state (FP32) and convolution window (2 bytes a number) of one sequence."""
     if config.mamba is None:
         return 0
     m = config.mamba
     ssm = m.heads * m.head_width * m.state_width
     channels = m.heads * m.head_width + 2 * m.groups * m.state_width
-    return config.pattern.count("M") * (4 * ssm + bytes_per_number * channels * (m.conv_width - 1))
+    return config.pattern.count("M") * (4 * ssm + 2 * channels * (m.conv_width - 1))
 
 
 def training_bytes(run: Run) -> int:
@@ -113,7 +115,7 @@ def training_bytes(run: Run) -> int:
     tokens = (task.micro_rows or task.batch_rows) * task.sequence_length
     wide = 2 if run.precision.activations == "bf16" else 4
     depth = config.mtp.depth if config.mtp else 0
-    letters = config.pattern.replace("|", "") + (config.mtp.pattern * depth if config.mtp else "")
+    letters = parse_pattern(config.pattern) + (config.mtp.pattern * depth if config.mtp else "")
     kept = [_kept_numbers(letter, config) for letter in letters]
     layers = len(kept) * config.width + max(kept) if run.train.activation_checkpointing else sum(kept)
     heads = (1 + depth) * (4 * config.vocab_size * config.width + 2 * wide * tokens * config.width)  # gradients at once

@@ -6,6 +6,7 @@ A_log, D and dt_bias stay FP32 whatever the rest is stored in.
 Paper: Nemotron-H, Nano 2, Nemotron 3; layout as in the published checkpoints.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from seqloom.core.checkpoint.tensors import save_tensors
@@ -255,9 +256,10 @@ class _Files:
         self._open.clear()
 
     def read(self, name: str, file: str, shape: tuple[int, ...]) -> Tensor:
-        if file not in self._open:
-            self._open[file] = safe_open(self._folder / file, framework="pt")
-        tensor: Tensor = self._open[file].get_tensor(name)
+        with _named(self._folder / file):
+            if file not in self._open:
+                self._open[file] = safe_open(self._folder / file, framework="pt")
+            tensor: Tensor = self._open[file].get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
                 f"{self._folder / file}: tensor '{name}' has shape {tuple(tensor.shape)}, "
@@ -277,13 +279,19 @@ def _tensor_files(folder: Path) -> dict[str, str]:
             if Path(file).name != file or not (folder / file).is_file():
                 raise CheckpointError(f"{index}: names the file '{file}', which is not in this folder")
         return homes
+    with _named(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as file:
+        return dict.fromkeys(file.keys(), WEIGHTS)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a weights file is told with its name."""
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return dict.fromkeys(file.keys(), WEIGHTS)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
-    except Exception as error:  # safetensors raises its own class, which derives from Exception alone
-        raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}") from error
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def test_every_spelling_of_the_pattern_is_read(name):
     assert config_from_public(listed, "config.json").pattern == VARIANTS[name].pattern
 
 
-def test_sharded_and_bf16_folders_load(folder, tmp_path_factory):
+@pytest.fixture
+def sharded(folder, tmp_path_factory):
+    """The same model in BF16 and two files."""
     target = tmp_path_factory.mktemp("sharded")
     tensors = load_file(folder / "model.safetensors")
     narrow = {k: v if "bias" in k or k.endswith(("A_log", ".D")) else v.bfloat16() for k, v in tensors.items()}
@@ -60,10 +62,30 @@ def test_sharded_and_bf16_folders_load(folder, tmp_path_factory):
     (target / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}))
     fields = json.loads((folder / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(fields | {"torch_dtype": "bfloat16"}))
-    model = seqloom.load(target)
+    return target
+
+
+def test_sharded_and_bf16_folders_load(sharded):
+    model = seqloom.load(sharded)
     assert model.lm_head.weight.dtype == torch.bfloat16
     assert model.backbone.layers[0].mixer.A_log.dtype == torch.float32
     assert torch.isfinite(model(tokens())).all()
+
+
+def test_damage_in_a_shard_is_named(sharded):
+    shard = sharded / "model-00002-of-00002.safetensors"
+    whole = shard.read_bytes()
+    tensors = load_file(shard)
+    missing = next(iter(tensors))
+    save_file({name: tensor for name, tensor in tensors.items() if name != missing}, shard)
+    with pytest.raises(CheckpointError, match=f"{shard.name}.*{missing}"):
+        seqloom.load(sharded)
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=f"{shard.name}: damaged"):
+        seqloom.load(sharded)
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=shard.name):
+        seqloom.load(sharded)
 
 
 def spoil(folder, change):
