@@ -2,6 +2,7 @@
 # make test    set up, then run exactly what CI runs
 # make quick   the tests without the slow tier
 # make lint    format, types, import contract
+# make soak    hundreds of kills and damages instead of the dozens of `make test` (about ten minutes)
 # make clean   remove the environment and caches; runs/ stays
 #
 # Another interpreter: make demo PYTHON=python3.12
@@ -11,7 +12,7 @@ VENV := .venv
 JOBS ?= 2
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick soak lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/core.stamp
@@ -22,6 +23,9 @@ test: lint
 
 quick: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest -n $(JOBS) -m "not full"
+
+soak: $(VENV)/dev.stamp
+	SEQLOOM_SOAK=1 $(VENV)/bin/python -m pytest -n $(JOBS) tests/soak
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
