@@ -6,6 +6,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from seqloom.nn.sigma_reparam import advance
 from seqloom.systems.hybrid_lm.config import (
     AttentionConfig,
     HybridConfig,
@@ -73,7 +74,7 @@ def excite(module: nn.Module, seed: int = 7) -> nn.Module:
             normal(parameter, -1.5, 1.0)
         elif leaf == "D":
             normal(parameter, 1.0, 0.3)
-        elif "norm" in name:
+        elif "norm" in name or leaf in ("gain", "layer_scale"):
             normal(parameter, 1.0, 0.2)
         elif "embeddings" in name:
             normal(parameter, 0.0, 1.0)
@@ -82,6 +83,10 @@ def excite(module: nn.Module, seed: int = 7) -> nn.Module:
     for name, buffer in module.named_buffers():
         if name.endswith("e_score_correction_bias"):
             normal(buffer, 0.0, 0.3)
+        elif name.endswith(".u"):
+            normal(buffer, 0.0, 1.0)
+    for _ in range(20):
+        advance(module)  # the singular vectors follow their new matrices
     return module
 
 

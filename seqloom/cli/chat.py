@@ -1,28 +1,30 @@
 """`seqloom chat`: a conversation in the terminal.
 
-A model folder with a chat template gets its turns through that template. A base model has none; the conversation is
-then one growing text, each line of the user is appended to it and the model goes on from there.
+A model folder with a chat template gets its turns through that template; the thoughts of an answer go back to it as
+thoughts. A base model has none; the conversation is then one growing text, each line of the user is appended to it and
+the model goes on from there.
 """
 
 import contextlib
 import importlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from seqloom.cli.arguments import parse
 from seqloom.cli.stream import put
-from seqloom.core.errors import CheckpointError
+from seqloom.core.errors import ConfigError
 from seqloom.serve.config import Sampling
 
 if TYPE_CHECKING:
+    from seqloom.data.chat_template import ChatTemplate
     from seqloom.data.tokenizer import TextTokenizer
     from seqloom.serve.engine import Prompt
 
-_FUEL = 1_000_000
-"""Instructions a chat template may take; a template that loops for ever is stopped."""
+_THINK, _ANSWER = "<think>", "</think>"
 
 
 def main(arguments: list[str]) -> None:
@@ -34,6 +36,8 @@ def chat(
     *,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
     draft_tokens: int = 0,
+    system: str | None = None,
+    template_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
 ) -> None:
     """Talk to a trained model. Ctrl-C stops an answer, /reset begins anew, /quit or Ctrl-D leaves.
 
@@ -42,18 +46,23 @@ def chat(
     Args:
         run: a run folder or public model folder.
         draft_tokens: tokens to guess ahead with the prediction block (faster, never different).
+        system: what the model is told before the conversation.
+        template_option: NAME=VALUE for the model's chat template, such as enable_thinking=false; may be repeated.
     """
     from seqloom.data.tokenizer import open_tokenizer
     from seqloom.serve.engine import Engine
 
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # gives `input` its line editing and history
-    engine, tokenizer = Engine(run), open_tokenizer(run)
-    conversation = _begin(tokenizer)
+    options, tokenizer = _options(template_option), open_tokenizer(run)
+    conversation = _begin(tokenizer, system, options)
+    engine = Engine(run)
+    if isinstance(conversation, Turns):
+        engine.tokenizer = conversation.answers
     print("/reset begins anew, /quit leaves, Ctrl-C stops an answer")
     while (line := _read_line()) != "/quit":
         if line == "/reset":
-            conversation = _begin(tokenizer)
+            conversation = _begin(tokenizer, system, options)
             continue
         conversation.say(line)
         conversation.answer(_show(engine.stream(conversation.prompt(), sampling, draft_tokens)))
@@ -103,28 +112,71 @@ class PlainText:
 class Turns:
     """The conversation with a chat model: messages, rendered by the model's own template for every answer."""
 
-    def __init__(self, tokenizer: "TextTokenizer", template: str) -> None:
-        self._tokenizer, self._template = tokenizer, template
-        self._messages: list[dict[str, str]] = []
+    def __init__(
+        self,
+        tokenizer: "TextTokenizer",
+        template: "ChatTemplate",
+        system: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.answers = Answers(tokenizer)
+        self._tokenizer, self._template, self._options = tokenizer, template, options or {}
+        self._messages = [] if system is None else [{"role": "system", "content": system}]
+        self._thinking = False
+        # A template or an option that cannot be used is better known now than after the model is loaded.
+        template.render([*self._messages, {"role": "user", "content": "?"}], options=self._options)
 
     def say(self, line: str) -> None:
         self._messages.append({"role": "user", "content": line})
 
     def prompt(self) -> "Prompt":
-        from minijinja import Environment, TemplateError
-
-        environment = Environment(trim_blocks=True, lstrip_blocks=True, fuel=_FUEL)
-        ids = {"bos_token": self._tokenizer.bos, "eos_token": self._tokenizer.eos}
-        names = {name: self._tokenizer.decode([id], specials=True) for name, id in ids.items() if id is not None}
-        try:
-            text = environment.render_str(self._template, messages=self._messages, add_generation_prompt=True, **names)
-        except TemplateError as error:
-            raise CheckpointError(f"the chat template of this model cannot be rendered: {error}") from error
+        text = self._template.render(self._messages, add_generation_prompt=True, options=self._options)
+        self._thinking = text.rstrip().endswith(_THINK)
         return self._tokenizer.encode(text, specials=True)
 
     def answer(self, text: str) -> None:
-        self._messages.append({"role": "assistant", "content": text})
+        before, mark, after = text.partition(_ANSWER)
+        if mark or self._thinking:
+            thoughts = {"reasoning_content": before.strip().removeprefix(_THINK).strip("\n")}
+            self._messages.append({"role": "assistant", "content": after.strip("\n"), **thoughts})
+        else:
+            self._messages.append({"role": "assistant", "content": text})
 
 
-def _begin(tokenizer: "TextTokenizer") -> PlainText | Turns:
-    return PlainText() if tokenizer.chat_template is None else Turns(tokenizer, tokenizer.chat_template)
+class Answers:
+    """A tokenizer as chats need it: an answer ends where a turn ends, and the marks of thoughts are shown."""
+
+    def __init__(self, tokenizer: "TextTokenizer") -> None:
+        self._tokenizer = tokenizer
+        self.bos, self.eos, self.size = tokenizer.bos, tokenizer.answer_end, tokenizer.size
+        marks = [tokenizer.encode(mark, specials=True) for mark in (_THINK, _ANSWER)]
+        self._shown = {ids[0] for ids in marks if len(ids) == 1}
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        counts = self._tokenizer.token_bytes
+        return self._tokenizer.decode([id for id in ids if counts[id] or id in self._shown], specials=True)
+
+
+def _options(texts: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE, where a value that is JSON is what it means there."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, mark, value = text.partition("=")
+        if not mark or not name.isidentifier():
+            raise ConfigError(f"--template-option: expected NAME=VALUE, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _begin(tokenizer: "TextTokenizer", system: str | None, options: Mapping[str, Any]) -> PlainText | Turns:
+    if tokenizer.template is not None:
+        return Turns(tokenizer, tokenizer.template, system, options)
+    if system is not None or options:
+        raise ConfigError("--system and --template-option need a chat template, and this model has none")
+    return PlainText()

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -91,14 +92,28 @@ class Display(Observer):
 def start_lines(report: StartReport) -> list[str]:
     """What to read before step 1: the data, the model's size, the memory it will take."""
     formats = sorted(set(report.formats.values()))
-    lines = report_lines(report.data)
+    begun = f" of {report.run.init_from}" if report.run.init_from and not report.adapter else ""
+    lines = [*report_lines(report.data), *adapter_lines(report.adapter)]
     lines.append(
-        f"{report.parameters:,} parameters in {', '.join(formats)} on {report.device}; "
+        f"{report.parameters:,} parameters{begun} in {', '.join(formats)} on {report.device}; "
         f"about {size(report.needed_bytes)} of {size(report.available_bytes)} memory needed"
     )
     if report.first_step:
         done = report.first_step == report.run.train.steps
         lines.append("already trained to its last step" if done else f"going on after step {report.first_step}")
+    return lines
+
+
+def adapter_lines(adapter: dict[str, Any]) -> list[str]:
+    """Which kinds of layers adapters reach, and what they leave as it is."""
+    if not adapter:
+        return []
+    lines = [f"adapters of rank {adapter['rank']} on {adapter['base']}"]
+    for row in adapter["coverage"].values():
+        reached = ", ".join(row["projections"]) or "none"
+        left = f"; untouched: {', '.join(row['untouched'])}" if row["untouched"] else ""
+        layers = f"{row['adapted_layers']} of {row['layers']} layers"
+        lines.append(f"  {row['name']:18} {layers:>16}, {row['parameters']:>11,} numbers: {reached}{left}")
     return lines
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 import seqloom
+from seqloom.core.distributed import announce, world
 from seqloom.core.errors import ConfigError, SeqloomError
 
 VERBS = {
@@ -18,11 +19,15 @@ VERBS = {
     "train": "train a recipe, a run.yaml, or go on with a run folder",
     "show": "settings, size and cost of a recipe or run",
     "list": "systems and their recipes",
+    "report": "a run on one page: curves, what happened inside, data, settings",
+    "compare": "runs beside one another: measures, differing settings, curves",
+    "study": "claims of papers as programs, with what reproduced and what did not",
     "config": "JSON Schema of a run file, for editors",
     "generate": "continue prompts with a trained model",
     "chat": "talk to a trained model in the terminal",
     "evaluate": "bits per byte, perplexity and benchmark tasks of a trained model",
-    "merge": "average the last checkpoints of a run into one model",
+    "convert": "write a model folder anew in the published layout, for here or for other tools",
+    "merge": "one model of a run's last checkpoints, or of adapters and their base",
 }
 
 _HELP = """\
@@ -49,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SeqloomError as error:
         if debug:
             raise
-        print(f"seqloom: {error}", file=sys.stderr)
+        if announce(error):
+            rank, size = world()
+            print(f"seqloom: {f'rank {rank}: ' if size > 1 else ''}{error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         if debug:

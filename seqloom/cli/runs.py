@@ -6,7 +6,6 @@ is made from the run's own classes.
 
 import dataclasses
 from collections.abc import Sequence
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ def find_run(what: str) -> tuple[Any, Path | None]:
     Raises:
         ConfigError: it is neither a recipe nor a file nor a run folder, or the file is not a valid run.
     """
-    recipes = rooms.recipes()
-    if what in recipes:
-        return recipes[what](), None
+    if rooms.is_recipe(what):
+        return rooms.recipe(what), None
     path = Path(what)
     if path.is_dir():
         if not (path / RUN_FILE).exists():
@@ -35,11 +33,10 @@ def find_run(what: str) -> tuple[Any, Path | None]:
         return read_run(path / RUN_FILE), path
     if path.is_file():
         return read_run(path), None
-    near = get_close_matches(what, recipes, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise ConfigError(
-        f"'{what}' is neither a recipe nor a file nor a folder here; {hint}recipes: {', '.join(sorted(recipes))}"
-    )
+    near = rooms.nearest(what)
+    hint = f"did you mean '{rooms.short_name(near[0])}'? " if near else ""
+    names = ", ".join(map(rooms.short_name, rooms.recipes()))
+    raise ConfigError(f"'{what}' is neither a recipe nor a file nor a folder here; {hint}recipes: {names}")
 
 
 def read_run(path: Path) -> Any:

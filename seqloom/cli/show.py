@@ -1,8 +1,7 @@
-"""`seqloom show`: what a run is, what it costs, and which kernels it would use on this machine."""
+"""`seqloom show`: what a run or model is, what it costs, and which kernels it would use on this machine."""
 
-import json
+import inspect
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ import tyro
 from seqloom.cli.arguments import JsonFlag, parse, print_json
 from seqloom.cli.runs import RUN_FILE, find_run
 from seqloom.core import rooms
+from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.config import to_data, to_yaml
+from seqloom.core.errors import ConfigError
+from seqloom.train.run import TO_BE_NAMED
 
 
 def main(arguments: list[str]) -> None:
@@ -19,72 +21,127 @@ def main(arguments: list[str]) -> None:
 
 
 def show(what: tyro.conf.Positional[str], *, as_json: JsonFlag = False) -> None:
-    """Settings, parameters, arithmetic, memory, number formats and kernels of a recipe, run or model folder.
+    """Settings, size, memory, number formats and kernels of a recipe, run or model folder.
 
-    Example: seqloom show hybrid_lm/tiny
+    Example: seqloom show nemotron3_super
 
     Args:
         what: a recipe, a run.yaml, a run folder, or a public model folder.
     """
-    folder = Path(what)
-    public = what not in rooms.recipes() and (folder / "config.json").exists() and not (folder / RUN_FILE).exists()
-    facts, settings = describe_folder(folder) if public else describe_run(find_run(what)[0])
+    path = Path(what)
+    if rooms.is_recipe(what):
+        what = rooms.full_name(what)
+        facts, settings = describe_run(rooms.recipe(what))
+        what += f"\n{inspect.getdoc(rooms.recipes()[what])}"
+    elif not (path / RUN_FILE).exists() and ((path / "config.json").exists() or rooms.is_adapter(path)):
+        facts, settings = describe_folder(path)
+    else:
+        run, folder = find_run(what)
+        facts, settings = describe_run(run)
+        if folder is not None:
+            facts |= describe_checkpoint(folder)
     if as_json:
         print_json({**facts, "settings": to_data(settings)})
         return
-    print(what)
+    print(f"{what}\n\nsettings\n{to_yaml(settings)}", end="")
     for title, values in facts.items():
         print(f"\n{title.replace('_', ' ')}")
-        lines = _lines(values)
-        width = max(map(len, lines))
-        for name, text in lines.items():
-            print(f"  {name:{width}}  {text}")
-    print(f"\nsettings\n{to_yaml(settings)}", end="")
+        for line in table(values):
+            print(f"  {line}")
 
 
 def describe_run(run: Any) -> tuple[dict[str, dict[str, Any]], Any]:
     """Cost, number formats and kernels of a run as it would be trained here, and its settings."""
     import torch
 
+    from seqloom.core.devices import available_bytes
     from seqloom.numerics.precision import apply_precision, dtype_of
-    from seqloom.ops.kernels import table
+    from seqloom.ops.kernels import table as kernels
     from seqloom.train.loop import resolve
 
     run, device = resolve(run)
+    kernel = {f"kernels_on_{device.type}": kernels(device, dtype_of(run.precision.activations))}
+    if run.init_from == TO_BE_NAMED:  # the folder that will be named decides the rest
+        return kernel, run
     with torch.device("meta"):
         formats = apply_precision(run.model.build(), run.precision)
     facts = {
-        "cost": rooms.part(run.system, "budget").describe(run),
+        **kernel,
         "number_formats": formats,
-        f"kernels_on_{device.type}": table(device, dtype_of(run.precision.activations)),
+        **rooms.part(run.system, "budget").describe(run.model),
+        f"training_on_{device.type}": {
+            "needed_bytes": _needed_bytes(run),
+            "available_bytes": available_bytes(device),
+            **_adapters(run.adapter_report()),
+        },
     }
     return facts, run
 
 
+def _needed_bytes(run: Any) -> int | None:
+    """Estimated memory of a training; None if the folder that it begins with is not here to tell."""
+    try:
+        needed: int = run.model.training_bytes(run)
+        return needed
+    except ConfigError:
+        return None
+
+
+def _adapters(report: dict[str, Any]) -> dict[str, str]:
+    """What adapters reach, by kind of layer."""
+    return {
+        f"adapters_on_{row['name']}": f"{row['adapted_layers']} of {row['layers']} layers, {row['parameters']:,} "
+        f"parameters in {', '.join(row['projections']) or 'nothing'}"
+        for row in report.get("coverage", {}).values()
+    }
+
+
 def describe_folder(folder: Path) -> tuple[dict[str, dict[str, Any]], Any]:
-    """Cost of a model folder that no run here made, and its shapes."""
+    """Cost and content of a model folder that no run here made, and its shapes."""
     system = rooms.owner(folder)
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = rooms.part(system, "folder").config_from_public(fields, str(folder / "config.json"))
-    return {"cost": asdict(rooms.part(system, "budget").budget(config))}, config
+    config, files = rooms.part(system, "folder_facts").read_facts(folder)
+    return {**rooms.part(system, "budget").describe(config), "folder": files}, config
 
 
-def _lines(values: dict[str, Any]) -> dict[str, str]:
-    """Values as text; many of equal value, as number formats usually are, become one line."""
+def describe_checkpoint(folder: Path) -> dict[str, dict[str, Any]]:
+    """Content of the newest checkpoint of a run, whose digests are not compared here; nothing if there is none."""
+    run = RunFolder(folder)
+    steps = run.steps()
+    if not steps:
+        return {}
+    newest = run.folder(steps[-1])
+    _, files = rooms.part(rooms.owner(newest), "folder_facts").read_facts(newest)
+    return {"newest_checkpoint": {"step": steps[-1], **files}}
+
+
+def table(values: dict[str, Any]) -> list[str]:
+    """Names and values in two columns; many of equal value, as number formats usually are, become one line."""
     counted = Counter(map(str, values.values()))
     if len(values) > 8 and len(counted) == 1:
-        return {f"all {len(values)} modules": next(iter(counted))}
-    return {name.replace("_", " "): readable(name, value) for name, value in values.items()}
+        return [f"all {len(values)} modules  {next(iter(counted))}"]
+    wide = max(map(len, values))
+    digits = max((len(f"{value:,}") for value in values.values() if isinstance(value, int)), default=0)
+    return [f"{name.replace('_', ' '):{wide}}  {readable(name, value, digits)}" for name, value in values.items()]
 
 
-def readable(name: str, value: Any) -> str:
-    """Large numbers with separators, bytes also in a unit a person reads."""
-    if value is None:
+def readable(name: str, value: Any, digits: int = 0) -> str:
+    """Whole numbers with separators, bytes also in a unit that a person reads."""
+    if value is None or value == []:
         return "-"
+    if isinstance(value, list):
+        more = f" and {len(value) - 20:,} more" if len(value) > 20 else ""
+        return ", ".join(readable(name, entry) for entry in value[:20]) + more
     if not isinstance(value, int):
-        return str(value)
-    if "bytes" in name:
-        from seqloom.cli.display import size
+        text = str(value)
+        return text if text.isprintable() else repr(text)  # names from a folder of other origin
+    number = f"{value:{digits},}"
+    return f"{number}  {binary(value)}" if "bytes" in name and value >= 1024 else number
 
-        return f"{size(value)} ({value:,})"
-    return f"{value:,}"
+
+def binary(n_bytes: float) -> str:
+    """Bytes in units of 1024, as memory is counted."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"

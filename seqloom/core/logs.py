@@ -53,6 +53,19 @@ class MetricsLog:
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be continued: {error.strerror}") from error
 
+    def holds(self, kind: str, step: int) -> bool:
+        """Whether there is a line of this "kind" for a step.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        try:
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
+        records = (_record(line) for line in reversed(lines))
+        return any(record is not None and (record["step"], record.get("kind")) == (step, kind) for record in records)
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All lines of a metrics.jsonl; a torn last line is passed over.

@@ -3,20 +3,30 @@
 Systems live on a high floor, yet the engine and the command line must open any of them by name. This is the one
 place where a name is turned into a room, by a fixed convention, so no lower floor ever imports a system:
 
-    seqloom/systems/<name>/config.py    class `Run`, constant `MODEL_TYPE` (the `model_type` of its config.json)
+    seqloom/systems/<name>/config.py    class `Run`, constant `MODEL_TYPES` (each `model_type` of its folders)
     seqloom/systems/<name>/recipes.py   dictionary `RECIPES`: recipe name -> function returning a complete `Run`
-    seqloom/systems/<name>/folder.py    function `read_model(folder) -> model`
+    seqloom/systems/<name>/budget.py    functions `headline(config)` and `describe(config)`: what a model costs
+    seqloom/systems/<name>/folder.py    function `read_model(folder, verified=...) -> model`
+    seqloom/systems/<name>/adapter.py   function `read_model(folder) -> model`, for adapters, which hold no model
+    seqloom/systems/<name>/folder_facts.py    function `read_facts(folder)`: shapes of a model, and what lies there
 """
 
 import importlib
-import json
+import os
 import pkgutil
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from seqloom.core.checkpoint.json_file import read_json, shown
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.errors import CheckpointError, ConfigError
+
+ADAPTER = "adapter_config.json"
+"""The file that makes a folder one of adapters, which are read together with the model they sit on."""
+
+_INFINITY_IN = ("time_step_limit", "mamba_dt_limit")
+"""Fields of a config.json in which published files write a bare Infinity."""
 
 
 def systems() -> list[str]:
@@ -41,55 +51,108 @@ def recipes() -> dict[str, Any]:
     return {f"{system}/{name}": make for system in systems() for name, make in part(system, "recipes").RECIPES.items()}
 
 
-def recipe(name: str) -> Any:
-    """A complete, ready-to-train `Run` by its recipe name, such as `hybrid_lm/tiny`.
+def full_name(name: str) -> str:
+    """The full name, `system/name`, of a recipe given with or without its system.
+
+    The system may be left out where only one system has a recipe of that name.
 
     Raises:
-        ConfigError: no recipe has this name; the nearest ones are listed.
+        ConfigError: no recipe has this name (the nearest are listed), or several have (all are listed).
     """
-    known = recipes()
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-        raise ConfigError(f"unknown recipe '{name}'; did you mean: {', '.join(near)}?  (`seqloom list` shows all)")
-    return known[name]()
+    found = _spellings().get(name, [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"'{name}' is the name of several recipes; write one of: {', '.join(found)}")
+    near = nearest(name) or sorted(recipes())
+    raise ConfigError(f"unknown recipe '{name}'; did you mean: {', '.join(near)}?  (`seqloom list` shows all)")
+
+
+def is_recipe(name: str) -> bool:
+    """Whether a name, with or without its system, is that of one or more recipes."""
+    return name in _spellings()
+
+
+def short_name(name: str) -> str:
+    """A recipe's full name without its system, where that is enough to find it."""
+    short = name.split("/")[1]
+    return short if _spellings()[short] == [name] else name
+
+
+def nearest(name: str) -> list[str]:
+    """Full names of the recipes that a misspelt name may mean, the likeliest first; at most three."""
+    spellings = _spellings()
+    near = get_close_matches(name, spellings, n=6, cutoff=0.5)
+    near += sorted((spelling for spelling in spellings if name.lower() in spelling), key=len)
+    return list(dict.fromkeys(full for spelling in near for full in spellings[spelling]))[:3]
+
+
+def _spellings() -> dict[str, list[str]]:
+    """Every way to write a recipe's name, with and without its system -> the full names it may stand for."""
+    found: dict[str, list[str]] = {}
+    for full in recipes():
+        for spelling in (full, full.split("/")[1]):
+            found.setdefault(spelling, []).append(full)
+    return found
+
+
+def recipe(name: str) -> Any:
+    """A complete, ready-to-train `Run` by its recipe name, such as `hybrid_lm/tiny` or just `tiny`.
+
+    Raises:
+        ConfigError: no recipe, or more than one, has this name.
+    """
+    return recipes()[full_name(name)]()
 
 
 def load(folder: str | Path) -> Any:
     """Load a model from a run folder (its newest whole checkpoint) or a public checkpoint folder, ready for inference.
+
+    An adapter is folded into the model that it names.
 
     Returns:
         the model in evaluation mode; `model(tokens)` gives logits of shape B T V for language models.
     Raises:
         CheckpointError: the folder is missing, damaged, or of a kind no system here can read.
     """
-    _, folder = RunFolder(folder).open_latest() or (None, Path(folder))
-    return part(owner(folder), "folder").read_model(folder).eval()
+    found = RunFolder(folder).open_latest()
+    folder = found[1] if found else Path(folder)
+    if is_adapter(folder):
+        return part(owner(folder), "adapter").read_model(folder).eval()
+    return part(owner(folder), "folder").read_model(folder, verified=found is not None).eval()
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds adapters and no model of its own."""
+    return (folder / ADAPTER).exists() and not any(folder.glob("model*.safetensors*"))
 
 
 def owner(folder: Path) -> str:
-    """The system that can read a model folder, by the `model_type` of its config.json.
+    """The system that can read a model folder, by the `model_type` of its config.json (or that of an adapter's model).
 
     Raises:
         CheckpointError: the folder is missing, damaged, or of a kind no system here can read.
     """
     kind = _model_type(folder)
-    known = {part(system, "config").MODEL_TYPE: system for system in systems()}
+    known = {kind: system for system in systems() for kind in part(system, "config").MODEL_TYPES}
     if kind not in known:
-        raise CheckpointError(f"{folder}: model_type '{kind}' is not known here; known: {', '.join(sorted(known))}")
+        raise CheckpointError(
+            f"{folder}: model_type {shown(kind)} is not known here; known: {', '.join(sorted(known))}"
+        )
     return known[kind]
 
 
 def _model_type(folder: Path) -> str:
     path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return str(fields["model_type"])
-    except FileNotFoundError:
-        reason = "there is no config.json in it" if folder.is_dir() else "it does not exist"
-        raise CheckpointError(f"{folder}: not a model or run folder; {reason}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file: {error}") from error
-    except (TypeError, KeyError):
-        raise CheckpointError(f"{path}: not a model's configuration; it names no model_type") from None
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: not a model or run folder; it does not exist")
+    if not os.path.lexists(path) and is_adapter(folder):
+        path = Path(str(read_json(folder / ADAPTER).get("base_model_name_or_path"))) / path.name
+        if not path.exists():
+            raise CheckpointError(f"{folder}: the model that the adapter sits on is not at {shown(str(path.parent))}")
+    elif not os.path.lexists(path):
+        raise CheckpointError(f"{folder}: not a model or run folder; there is no config.json in it")
+    kind = read_json(path, infinity_in=_INFINITY_IN).get("model_type")
+    if not isinstance(kind, str):
+        raise CheckpointError(f"{path}: not a model's configuration; it names no model_type")
+    return kind

@@ -1,8 +1,9 @@
 """Prepared data between runs: made once, found again by everything it depends on.
 
     $SEQLOOM_CACHE or ~/.cache/seqloom
-        tokens/<key>/content/      shards and index.json of one source under one tokenizer
-        tokenizers/<key>/content/  a tokenizer trained here
+        tokens/<key>/content/         shards and index.json of one source under one tokenizer
+        conversations/<key>/content/  the same of what is learned from records, packed
+        tokenizers/<key>/content/     a tokenizer trained here
 
 A key is a digest of all that decides the content, so nothing in the cache is ever wrong, only unused; deleting any of
 it costs time and nothing else. Content appears by one rename when it is complete; of two processes that need the same,

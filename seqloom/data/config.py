@@ -1,6 +1,8 @@
 """Settings of the text pipeline; free of torch so that the command line stays light."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Literal
 
 from seqloom.core.config import Ge, Gt, Interval, MinLen, config
 from seqloom.core.errors import ConfigError
@@ -33,13 +35,19 @@ class DataConfig:
 
     sources: tuple[SourceConfig, ...]
     phases: tuple[PhaseConfig, ...] = ()
+    form: Literal["documents", "conversations"] = "documents"
+    """"documents" learns every token of a text. "conversations" learns the answers in records of chats, of questions
+    with their answers, or of text, rendered by the tokenizer's own chat template."""
+    template_options: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """Settings of the chat template, such as enable_thinking; conversations only."""
     tokenizer: str = "new"
     """"new" trains a byte-level BPE on the sources; otherwise a tokenizer.json, a folder holding one, or a
     sentencepiece .model file."""
     text_field: str = "text"
     """Key of the text in JSON lines, or column in parquet and datasets."""
     valid_fraction: Annotated[float, Interval(gt=0, lt=0.5)] = 0.02
-    """Share of documents held back for evaluation, chosen by content hash so that duplicates stay on one side."""
+    """Share of documents or conversations held back for evaluation, chosen by content hash so that duplicates stay on
+    one side."""
     bad_line_limit: Annotated[int, Ge(0)] = 100
     """Unreadable records tolerated (each is counted and the first ones are named) before the run is refused."""
     max_repeats: Annotated[float, Gt(0)] | None = None
@@ -49,6 +57,10 @@ class DataConfig:
         if not self.sources:
             raise ConfigError(
                 "task.data.sources: name at least one source, e.g. --data my_folder or --data python:stdlib"
+            )
+        if self.template_options and self.form != "conversations":
+            raise ConfigError(
+                "task.data.template_options: documents have no chat template; set task.data.form to conversations"
             )
         starts = [phase.start for phase in self.phases]
         if starts != sorted(set(starts)):

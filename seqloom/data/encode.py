@@ -63,20 +63,40 @@ def encode(
     if sum(facts["bytes"] for facts in streams.values()) != survey.n_bytes:
         raise DataError(f"{source.name}: changed while it was read; run again")
     progress(f"encoding {source.name}", 1.0)
-    _write_index(folder, {"format": FORMAT, "streams": streams, "source": survey.facts})
+    write_index(folder, FORMAT, streams, survey.facts)
 
 
 def read_store(folder: Path) -> Store | None:
     """Open what `encode` wrote; None if it is missing or not whole."""
+    if (found := read_index(folder, FORMAT)) is None:
+        return None
+    streams, facts = found
+    return Store(streams[TRAIN], streams[VALID], facts)
+
+
+def write_index(folder: Path, format_number: int, streams: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Complete a folder of streams.
+
+    Args:
+        streams: name of each stream -> what closing its writer gave.
+        facts: plain data to keep beside them.
+    """
+    content = {"format": format_number, "streams": streams, "source": facts}
+    text = json.dumps({"sha256": _digest(content), "content": content}, indent=1)
+    (folder / INDEX).write_text(text, encoding="utf-8")
+
+
+def read_index(folder: Path, format_number: int) -> tuple[dict[str, TokenStream], dict[str, Any]] | None:
+    """The streams and facts of a folder; None if anything is missing, damaged or of another format."""
     try:
         index = json.loads((folder / INDEX).read_bytes())
         content = index["content"]
-        if index["sha256"] != _digest(content) or content["format"] != FORMAT:
+        if index["sha256"] != _digest(content) or content["format"] != format_number:
             return None
-        train, valid = (TokenStream(folder, side, content["streams"][side]) for side in (TRAIN, VALID))
-    except (OSError, ValueError, TypeError, KeyError):
+        streams = {name: TokenStream(folder, name, facts) for name, facts in content["streams"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return Store(train, valid, content["source"]) if train.is_whole() and valid.is_whole() else None
+    return (streams, content["source"]) if all(stream.is_whole() for stream in streams.values()) else None
 
 
 def _split(pieces: Iterable[Piece], survey: Survey, fraction: float) -> Iterator[_Part]:
@@ -105,12 +125,6 @@ def _split_tail(pieces: Iterable[Piece], train_bytes: int) -> Iterator[_Part]:
         else:
             yield _Part(piece.text, TRAIN if position < train_bytes else VALID, first, piece.last)
         position, first = position + size, piece.last
-
-
-def _write_index(folder: Path, content: dict[str, Any]) -> None:
-    (folder / INDEX).write_text(
-        json.dumps({"sha256": _digest(content), "content": content}, indent=1), encoding="utf-8"
-    )
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -15,12 +15,14 @@ from seqloom.core.errors import ConfigError, DataError
 from seqloom.core.progress import Progress
 from seqloom.data.cache import cached, key
 from seqloom.data.config import DataConfig
-from seqloom.data.encode import FORMAT, Store, encode, read_store
+from seqloom.data.conversation_store import FORMAT as CONVERSATIONS
+from seqloom.data.conversation_store import encode_conversations, read_conversations
+from seqloom.data.encode import FORMAT, encode, read_store
+from seqloom.data.examples import Encoder
 from seqloom.data.mixture import InOrder, Mixture
 from seqloom.data.report import data_report
-from seqloom.data.rows import RowSource, row_count
-from seqloom.data.shards import TokenStream
-from seqloom.data.sources import Source, open_source
+from seqloom.data.rows import RowSource, RowStore, Split, StreamRows
+from seqloom.data.sources import DOCUMENTS, RECORDS, Source, open_source
 from seqloom.data.survey import Survey, survey
 from seqloom.data.tokenizer import SPECIALS, WORDS, TextTokenizer, open_tokenizer, train_tokenizer
 
@@ -67,25 +69,31 @@ def prepare(
         ConfigError: a source would be repeated more often than allowed, or an optional package is missing.
     """
     tell = progress or (lambda stage, share: None)
-    sources = [open_source(source.path, config.text_field) for source in config.sources]
+    kinds = DOCUMENTS if config.form == "documents" else RECORDS
+    sources = [open_source(source.path, config.text_field, kinds) for source in config.sources]
     surveys = _surveys(config, sources, vocab_size, tell)
     tokenizer = _tokenizer(config, sources, surveys, vocab_size, tell)
-    stores = [_store(config, *pair, tokenizer, tell) for pair in zip(sources, surveys, strict=True)]
+    if config.form == "documents":
+        splits = [
+            _documents(config, *pair, tokenizer, sequence_length, tell) for pair in zip(sources, surveys, strict=True)
+        ]
+    else:
+        splits = [_conversations(config, source, tokenizer, sequence_length, tell) for source in sources]
 
     phases = _phases(config, rows_total)
-    mixture = Mixture([row_count(store.train, sequence_length) for store in stores], phases, seed)
+    mixture = Mixture([len(split.train) for split in splits], phases, seed)
     _check_repeats(config, mixture, rows_total)
-    train = RowSource([store.train for store in stores], mixture, sequence_length, tokenizer.pad)
-    valid = _in_order([store.valid for store in stores], sequence_length, tokenizer.pad)
-    every = _in_order([part for store in stores for part in (store.train, store.valid)], sequence_length, tokenizer.pad)
+    train = RowSource([split.train for split in splits], mixture, sequence_length, tokenizer.pad)
+    valid = _in_order([split.valid for split in splits], sequence_length, tokenizer.pad)
+    every = _in_order([side for split in splits for side in (split.train, split.valid)], sequence_length, tokenizer.pad)
 
-    streams = [[store.train.digest, store.valid.digest] for store in stores]
+    streams = [[split.train.digest, split.valid.digest] for split in splits]
     return Prepared(
         tokenizer=tokenizer,
         train=train,
         valid=valid,
         every=every,
-        report=data_report(sources, stores, tokenizer, mixture, rows_total, train),
+        report=data_report(config.form, sources, splits, tokenizer, mixture, rows_total, sequence_length, train),
         fingerprint=key(tokenizer.digest, streams, phases, sequence_length, seed),
     )
 
@@ -118,6 +126,11 @@ def _tokenizer(
                 f"{vocab_size}; raise model.vocab_size to at least {tokenizer.size} or choose another tokenizer"
             )
         return tokenizer
+    if config.form == "conversations":
+        raise ConfigError(
+            "task.data.tokenizer: conversations need the tokenizer of the model they are to teach, with its chat "
+            "template, not a new one; name its folder"
+        )
 
     def make(folder: Path) -> None:
         texts = [text for one in surveys for text in one().sample]
@@ -135,22 +148,36 @@ def _tokenizer(
     return cached("tokenizers", name, read, make, progress)
 
 
-def _store(
+def _documents(
     config: DataConfig,
     source: Source,
     source_survey: Callable[[], Survey],
     tokenizer: TextTokenizer,
+    length: int,
     progress: Progress,
-) -> Store:
+) -> Split:
     def make(folder: Path) -> None:
         encode(source, source_survey(), tokenizer, config.valid_fraction, folder, progress)
 
     name = key(FORMAT, source.fingerprint, tokenizer.digest, config.valid_fraction, config.bad_line_limit)
-    return cached("tokens", name, read_store, make, progress)
+    store = cached("tokens", name, read_store, make, progress)
+    return Split(StreamRows(store.train, length), StreamRows(store.valid, length), store.facts)
 
 
-def _in_order(streams: list[TokenStream], length: int, pad: int) -> RowSource:
-    return RowSource(streams, InOrder([row_count(stream, length) for stream in streams]), length, pad)
+def _conversations(
+    config: DataConfig, source: Source, tokenizer: TextTokenizer, length: int, progress: Progress
+) -> Split:
+    def make(folder: Path) -> None:
+        encoder = Encoder(tokenizer, config.template_options, length)
+        encode_conversations(source, encoder, config.valid_fraction, config.bad_line_limit, folder, progress)
+
+    rendering = [tokenizer.digest, sorted(tokenizer.templates.items()), sorted(config.template_options.items())]
+    name = key(CONVERSATIONS, source.fingerprint, rendering, length, config.valid_fraction, config.bad_line_limit)
+    return cached("conversations", name, read_conversations, make, progress)
+
+
+def _in_order(stores: list[RowStore], length: int, pad: int) -> RowSource:
+    return RowSource(stores, InOrder([len(store) for store in stores]), length, pad)
 
 
 def _phases(config: DataConfig, rows_total: int) -> list[tuple[int, list[float]]]:

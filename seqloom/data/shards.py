@@ -1,4 +1,4 @@
-"""Token streams on disk: flat files of little-endian integers that are mapped, never loaded.
+"""Streams on disk: flat files of little-endian integers, tokens as a rule, that are mapped and never loaded.
 
 A stream is cut into shards of bounded size wherever it is full, even inside a document; a reader sees one array. Beside
 them lie the places where documents start. All facts about a stream are in the index that its owner writes.
@@ -37,7 +37,7 @@ class StreamWriter:
         self._offsets.write(np.array(self._tokens, dtype=OFFSET).tobytes())
         self._documents += 1
 
-    def append(self, ids: Sequence[int], n_bytes: int) -> None:
+    def append(self, ids: Sequence[int] | np.ndarray, n_bytes: int) -> None:
         """Add tokens that stand for `n_bytes` bytes of text to the document."""
         rest = np.array(ids, dtype=self._dtype)
         self._hash.update(rest.tobytes())
@@ -47,9 +47,18 @@ class StreamWriter:
             if self._file is None or self._shards[-1] == self._shard_tokens:
                 self._next_shard()
             assert self._file is not None
-            fits, rest = np.split(rest, [self._shard_tokens - self._shards[-1]])
+            room = self._shard_tokens - self._shards[-1]
+            fits, rest = rest[:room], rest[room:]
             self._file.write(fits.tobytes())
             self._shards[-1] += len(fits)
+
+    def __enter__(self) -> "StreamWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in (self._file, self._offsets):
+            if file is not None:
+                file.close()
 
     def close(self) -> dict[str, Any]:
         """Finish the files.
@@ -57,9 +66,7 @@ class StreamWriter:
         Returns:
             the facts that `TokenStream` needs to find and check them.
         """
-        for file in (self._file, self._offsets):
-            if file is not None:
-                file.close()
+        self.__exit__()
         return {
             "tokens": self._tokens,
             "documents": self._documents,
@@ -111,6 +118,11 @@ class TokenStream:
     def document_of(self, start: int, stop: int) -> np.ndarray:
         """The document, counted from 0, that each of the tokens start..stop-1 belongs to."""
         return np.searchsorted(self._offsets, np.arange(start, stop, dtype=OFFSET), side="right") - 1
+
+    def document(self, index: int) -> np.ndarray:
+        """All tokens of one document."""
+        last = index + 1 == self.documents
+        return self.read(int(self._offsets[index]), self.tokens if last else int(self._offsets[index + 1]))
 
     @cached_property
     def _shards(self) -> list[np.ndarray]:

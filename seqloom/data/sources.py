@@ -6,7 +6,7 @@ files; their content is read by iterating over `pieces`, as often as needed.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from seqloom.core.extras import require
 from seqloom.data.corpora import BUILT_IN, CORPORA, builtin_files, read_builtin
 from seqloom.data.documents import Piece, Reading
 from seqloom.data.files import File, find, list_digest, seen
-from seqloom.data.readers import JSON_LINES, TABLES, file_format, read_file
+from seqloom.data.readers import JSON_LINES, TABLES, Record, file_format, read_file, read_records
 
 HUGGING_FACE = "hf:"
 
@@ -26,7 +26,9 @@ CODE = {
     *(".java", ".kt", ".scala", ".cs", ".fs", ".swift", ".dart", ".js", ".mjs", ".jsx", ".ts", ".tsx", ".html", ".css"),
     *(".hs", ".ml", ".mli", ".ex", ".exs", ".erl", ".clj", ".lisp", ".el", ".scm"),
 }
-IN_FOLDERS = PROSE | CODE | TABLES | (JSON_LINES - {".json"})  # a .json file in a folder is seldom a corpus
+RECORDS = TABLES | (JSON_LINES - {".json"})  # a .json file in a folder is seldom a corpus
+DOCUMENTS = PROSE | CODE | RECORDS
+"""Kinds of files that are read in folders."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,25 @@ class Source:
             for file in self.files:
                 yield from read_file(file.path, self.text_field, reading)
 
+    def records(self, reading: Reading) -> Iterator[Record]:
+        """Read all records with all their fields; text without fields becomes records that hold nothing else.
 
-def open_source(name: str, text_field: str) -> Source:
+        Raises:
+            DataError: more records were unreadable than `reading` tolerates.
+        """
+        if self.built_in:
+            for piece in self.pieces(reading):
+                yield Record({self.text_field: piece.text}, piece.origin)
+        else:
+            for file in self.files:
+                yield from read_records(file.path, self.text_field, reading)
+
+
+def open_source(name: str, text_field: str, kinds: Collection[str] = DOCUMENTS) -> Source:
     """List the files behind a name as given in `SourceConfig.path`.
 
+    Args:
+        kinds: which files of a folder are read; a file that is named itself always is.
     Raises:
         DataError: there is nothing of that name, or nothing in it that can be read.
         ConfigError: a dataset name needs an optional package that is absent.
@@ -93,10 +110,10 @@ def open_source(name: str, text_field: str) -> Source:
         ) from None
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    files = [file for file in found if file_format(file.path) in IN_FOLDERS or not path.is_dir()]
+    files = [file for file in found if file_format(file.path) in kinds or not path.is_dir()]
     others = Counter(file_format(file.path) or "without suffix" for file in set(found) - set(files))
     if not files:
-        raise DataError(f"{path}: no file in it is of a known kind; known: {_known_kinds()}")
+        raise DataError(f"{path}: no file in it is of a known kind; known: {_listed(kinds)}")
     if not any(file.n_bytes for file in files):
         raise DataError(f"{path}: empty")
     return Source(name, tuple(files), text_field, dict(sorted(others.items())))
@@ -123,5 +140,6 @@ def _dataset_files(name: str) -> list[File]:
     return [seen(path, path.parent) for path in paths]
 
 
-def _known_kinds() -> str:
-    return ", ".join(sorted(IN_FOLDERS - CODE)) + " and source code"
+def _listed(kinds: Collection[str]) -> str:
+    code = " and source code" if CODE & set(kinds) else ""
+    return ", ".join(sorted(set(kinds) - CODE)) + code

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from seqloom.core.errors import DataError
+from seqloom.core.checkpoint.json_file import read_json
+from seqloom.core.errors import CheckpointError, DataError
+from seqloom.data.chat_template import ChatTemplate
 from seqloom.data.sentencepiece_model import convert
+from seqloom.data.template_files import read_templates, read_text, write_templates
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 SPECIALS = (
@@ -46,6 +49,13 @@ WORDS = "|".join(
 FAMILIAR_ENDS = (EOS, "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 """How public tokenizers call the end of a document; consulted when no file says it."""
 
+MAX_BYTES = 128 << 20
+"""Of a tokenizer.json; a vocabulary of 262,144 entries takes 33 MB."""
+MAX_VALUES = 4_000_000
+"""In a tokenizer.json."""
+MAX_SIZE = 1 << 22
+"""Token ids are smaller than this."""
+
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _USER_PARALLELISM = os.environ.get(_PARALLELISM)
 
@@ -54,19 +64,54 @@ class TextTokenizer:
     """A tokenizer and the ids that mark where documents begin and end."""
 
     def __init__(
-        self, definition: str, *, bos: int | None, eos: int, pad: int | None, chat_template: str | None = None
+        self,
+        definition: str,
+        *,
+        bos: int | None,
+        eos: int,
+        pad: int | None,
+        chat_template: str | Mapping[str, str] | None = None,
     ):
         """Args:
         definition: content of a tokenizer.json.
         pad: id of padding, which is never seen by a loss; None takes `eos`.
+        chat_template: the template that came with the tokenizer, or several by name: `default`, and `tool_use` for
+            conversations with tools.
         """
         self._definition, self._inner = definition, _load(definition)
         self._inner.encode_special_tokens = True
         self.size = max(self._inner.get_vocab().values()) + 1
         """Number of ids: one more than the highest."""
         self.bos, self.eos, self.pad = bos, eos, eos if pad is None else pad
-        self.chat_template = chat_template
-        """The template that came with the tokenizer, if any."""
+        self.templates = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
+        """The chat templates that came with the tokenizer, by name."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the template that chats are rendered with, if there is one."""
+        return self.templates.get("default")
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """What renders chats; None if no template came with the tokenizer.
+
+        Raises:
+            DataError: the template cannot be rendered here.
+        """
+        if not self.templates:
+            return None
+        if self.chat_template is None:
+            raise DataError(f"of the chat templates {', '.join(self.templates)} none is called 'default'")
+        ids = {"bos_token": self.bos, "eos_token": self.eos}
+        names = {name: self._inner.id_to_token(index) or "" for name, index in ids.items() if index is not None}
+        return ChatTemplate(self.chat_template, names, with_tools=self.templates.get("tool_use"))
+
+    @cached_property
+    def answer_end(self) -> int:
+        """The token that ends an answer in a chat: what the template writes after one, or else the end of a text."""
+        mark = self.template.stop_mark if self.template else None
+        ids = self.encode(mark, specials=True) if mark else []
+        return ids[0] if len(ids) == 1 else self.eos
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """Token ids of a text, without begin and end marks.
@@ -77,6 +122,22 @@ class TextTokenizer:
         """
         inner = self._with_specials if specials else self._inner
         return inner.encode(text, add_special_tokens=False).ids
+
+    def encode_with_offsets(self, text: str, *, specials: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and for each from which to which character of the text it stands.
+
+        Together they cover the text without a gap: white space that a tokenizer drops or hides belongs to the token
+        after it. Several tokens that spell one character have the place of that character, all of them.
+        """
+        found = (self._with_specials if specials else self._inner).encode(text, add_special_tokens=False)
+        offsets: list[tuple[int, int]] = []
+        reached = 0
+        for start, end in found.offsets:
+            offsets.append((min(start, reached), max(end, reached)))
+            reached = offsets[-1][1]
+        if offsets:
+            offsets[-1] = (offsets[-1][0], len(text))
+        return found.ids, offsets
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts, on all cores."""
@@ -117,10 +178,9 @@ class TextTokenizer:
             "tokenizer_config.json": json.dumps(settings, indent=2),
             "special_tokens_map.json": json.dumps(names, indent=2),
         }
-        if self.chat_template is not None:
-            texts["chat_template.jinja"] = self.chat_template
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        write_templates(folder, self.templates)
 
     @cached_property
     def _with_specials(self) -> Tokenizer:
@@ -177,11 +237,7 @@ def open_tokenizer(path: str | Path) -> TextTokenizer:
     if file.suffix == ".model":
         definition, ids = convert(file)
         return TextTokenizer(definition, **ids)
-    try:
-        definition = file.read_text(encoding="utf-8")
-        vocabulary = _load(definition).get_vocab()
-    except Exception as error:  # the package raises plain Exception
-        raise DataError(f"{file}: not a tokenizer.json that can be read: {error}") from None
+    definition, vocabulary = _read_definition(file)
     notes = [_read_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
     notes += [_read_json(folder / name) for name in ("config.json", "generation_config.json")]
     eos = _special("eos", notes, vocabulary)
@@ -192,7 +248,7 @@ def open_tokenizer(path: str | Path) -> TextTokenizer:
             f'{file}: nothing says which token ends a document; put "eos_token" into {folder / "tokenizer_config.json"}'
         )
     bos, pad = _special("bos", notes, vocabulary), _special("pad", notes, vocabulary)
-    return TextTokenizer(definition, bos=bos, eos=eos, pad=pad, chat_template=_chat_template(folder, notes[0]))
+    return TextTokenizer(definition, bos=bos, eos=eos, pad=pad, chat_template=read_templates(folder, notes[0]))
 
 
 def _load(definition: str) -> Tokenizer:
@@ -216,23 +272,40 @@ def _special(role: str, notes: Sequence[dict[str, Any]], vocabulary: dict[str, i
     return None
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    return template if isinstance(template, str) else None
+def _read_definition(file: Path) -> tuple[str, dict[str, int]]:
+    """A tokenizer.json by someone else, and its vocabulary."""
+    definition = read_text(file, MAX_BYTES)
+    if sum(map(definition.count, ",[{")) > MAX_VALUES:
+        raise DataError(f"{file}: more than {MAX_VALUES:,} values; no tokenizer has so many")
+    try:
+        inner = _load(definition)
+        fields = json.loads(definition)
+        vocabulary = inner.get_vocab()
+    except Exception as error:  # the package raises plain Exception
+        raise DataError(f"{file}: not a tokenizer.json that can be read: {error}") from None
+    highest = max(vocabulary.values(), default=-1)
+    if not 0 <= highest < MAX_SIZE:
+        raise DataError(f"{file}: its highest token id is {highest:,}; allowed are 0 to {MAX_SIZE - 1:,}")
+    ids: dict[int, str] = {}
+    for token in fields.get("added_tokens") or ():
+        index, text = token["id"], token["content"]
+        if ids.setdefault(index, text) != text:
+            raise DataError(f"{file}: the added tokens {ids[index]!r} and {text!r} have the same id {index}")
+        if vocabulary.get(text) != index:
+            raise DataError(
+                f"{file}: the added token {text!r} has the id {index}, in the vocabulary {vocabulary[text]}"
+            )
+    return definition, vocabulary
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty if there is no such file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
+        return read_json(path, infinity_in=("time_step_limit", "mamba_dt_limit"))
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
 
 
 @contextlib.contextmanager

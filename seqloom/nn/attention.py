@@ -1,6 +1,7 @@
 """Causal grouped-query attention without any position signal; the Mamba layers before it carry order.
 
-Paper: Nemotron-H, section 2: no rotary, no bias, no dropout, scale head_width^-0.5.
+Paper: Nemotron-H, section 2: no rotary, no bias, no dropout, scale head_width^-0.5; the optional norms of queries, keys
+and values and the shaping of scores are those of `nn.stability`.
 """
 
 import torch
@@ -8,20 +9,47 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqloom.nn.linear import Linear
+from seqloom.nn.norm import AxesNorm
+from seqloom.nn.stability import PLAIN, Stability
 from seqloom.nn.state import KVState
-from seqloom.ops.attention import attention
+from seqloom.ops.attention import Shaping, attention
 
 
 class Attention(nn.Module):
-    """One attention mixer; remembers keys and values."""
+    """One attention mixer; remembers keys and values, as attention sees them."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_width: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        eps: float = 1e-5,
+        stability: Stability = PLAIN,
+    ) -> None:
+        """
+        Args:
+            eps: of the norms that stability methods add.
+        """
         super().__init__()
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
         self.q_proj = Linear(width, heads * head_width)
         self.k_proj = Linear(width, kv_heads * head_width)
         self.v_proj = Linear(width, kv_heads * head_width)
         self.o_proj = Linear(heads * head_width, width, residual_output=True)
+        self.shaping = Shaping(stability.soft_cap, stability.inverse_temperature, stability.soft_clip)
+
+        def head_norm(heads: int) -> nn.Module:
+            gains = (heads, head_width) if stability.per_head else (head_width,)
+            return AxesNorm(stability.norm, (head_width,), eps, gains)
+
+        self.q_norm = head_norm(heads) if stability.qk_norm else nn.Identity()
+        self.k_norm = head_norm(kv_heads) if stability.qk_norm else nn.Identity()
+        self.v_norm: nn.Module = nn.Identity()
+        if stability.v_norm == "head":
+            self.v_norm = head_norm(kv_heads)
+        elif stability.v_norm == "width":
+            self.v_norm = AxesNorm(stability.norm, (kv_heads, head_width), eps)
 
     def new_state(self, batch: int, dtype: torch.dtype) -> KVState:
         return KVState(batch, self.kv_heads, self.head_width, dtype, self.q_proj.weight.device)
@@ -34,12 +62,23 @@ class Attention(nn.Module):
             documents: rising document numbers of packed rows; no token sees another document.
             state: earlier keys and values, to which those of `x` are appended.
         """
-        q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k = self.k_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        q = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, -1))).transpose(1, 2)
+        v = self.v_norm(self.v_proj(x).unflatten(-1, (self.kv_heads, -1))).transpose(1, 2)
+        y = self.attend(q, k, v, documents, state)
+        return self.o_proj(y.transpose(1, 2).flatten(-2))
+
+    def attend(
+        self,
+        q: Float[Tensor, "B H T K"],
+        k: Float[Tensor, "B G T K"],
+        v: Float[Tensor, "B G T K"],
+        documents: Int[Tensor, "B T"] | None,
+        state: KVState | None,
+    ) -> Float[Tensor, "B H T K"]:
+        """What mixes tokens, between the projections."""
         lengths = None
         if state is not None:
             lengths = state.lengths
             k, v = state.append(k, v)
-        y = attention(q, k, v, documents=documents, lengths=lengths)
-        return self.o_proj(y.transpose(1, 2).flatten(-2))
+        return attention(q, k, v, documents, lengths, self.shaping)

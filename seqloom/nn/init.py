@@ -20,12 +20,14 @@ class Initialises(Protocol):
 
 
 def initialise(model: nn.Module, std: float, layers: int) -> None:
-    """Draw all weights from torch's global generator; on the meta device this costs nothing.
+    """Draw all weights from torch's global generator; a model without memory (on the meta device) is left alone.
 
     Args:
         std: σ of linear weights.
         layers: residual layers of the backbone, by whose root the residual outputs are scaled down.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return  # a draw would do nothing but import torch's compiler, for seconds
     for module in model.modules():
         if isinstance(module, Initialises):
             module.initialise(std, layers)

@@ -1,6 +1,6 @@
 """One layer of a hybrid stack: x + mixer(norm(x)), whatever the mixer is.
 
-Paper: Nemotron-H, section 2: one mixer per layer, not two.
+Paper: Nemotron-H, section 2: one mixer per layer, not two. Stability methods may add x + s ∘ norm(mixer(norm(x))).
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,32 @@ from seqloom.nn.attention import Attention
 from seqloom.nn.mamba2 import Mamba2
 from seqloom.nn.mlp import Mlp
 from seqloom.nn.moe import MoE, Routing
-from seqloom.nn.norm import RMSNorm
+from seqloom.nn.norm import AxesNorm, RMSNorm
+from seqloom.nn.sigma_reparam import reparametrise
+from seqloom.nn.stability import PLAIN, Stability
 from seqloom.nn.state import KVState, MambaState
 
 
 class Layer(nn.Module):
     """Pre-norm residual layer around one mixer."""
 
-    def __init__(self, width: int, mixer: Mamba2 | Attention | Mlp | MoE, eps: float) -> None:
+    def __init__(
+        self, width: int, mixer: Mamba2 | Attention | Mlp | MoE, eps: float, stability: Stability = PLAIN
+    ) -> None:
         super().__init__()
-        self.norm = RMSNorm(width, eps)
+        plain = isinstance(mixer, Attention) and not stability.pre_norm
+        self.norm = nn.Identity() if plain else RMSNorm(width, eps)
         self.mixer = mixer
+        if stability.sigma_reparam:
+            reparametrise(mixer)
+        normed = stability.output_norm and not isinstance(mixer, Mamba2)  # which norms its output before out_proj
+        self.output_norm = AxesNorm(stability.norm, (width,), eps) if normed else nn.Identity()
+        self.first_scale = stability.layer_scale
+        self.layer_scale = nn.Parameter(torch.empty(width)) if self.first_scale is not None else None
+
+    def initialise(self, std: float, layers: int) -> None:
+        if self.layer_scale is not None and self.first_scale is not None:
+            nn.init.constant_(self.layer_scale, self.first_scale)
 
     def new_state(self, batch: int, dtype: torch.dtype) -> KVState | MambaState | None:
         """Empty memory for `batch` rows, None where the mixer remembers nothing."""
@@ -47,6 +62,9 @@ class Layer(nn.Module):
             y = self.mixer(normed)
         else:
             y = self.mixer(normed, documents, state)
+        y = self.output_norm(y)
+        if self.layer_scale is not None:
+            y = y * self.layer_scale
         return x + y.to(x.dtype), routing
 
 

@@ -7,6 +7,7 @@ Paper: Mamba-2 (SSD); sizes and parameter names as in the Nemotron-H checkpoints
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +33,16 @@ class DepthwiseConv(nn.Module):
         bound = self.weight.shape[-1] ** -0.5  # Kaiming uniform with one input channel per filter
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
+
+
+class ScanWeights(NamedTuple):
+    """The parameters of what mixes tokens: of all heads, or of some with the channels that they read."""
+
+    taps: Float[Tensor, "C W"]
+    bias: Float[Tensor, "C"]
+    dt_bias: Float[Tensor, "H"]
+    A_log: Float[Tensor, "H"]
+    D: Float[Tensor, "H"]
 
 
 class Mamba2(nn.Module):
@@ -86,18 +97,29 @@ class Mamba2(nn.Module):
             state: continues from it and leaves the state after the last token in it.
         """
         z, xbc, dt = self.in_proj(x).split([self.inner, self.conv_channels, self.heads], dim=-1)
-        xbc, window = causal_conv(
-            xbc, self.conv1d.weight[:, 0], self.conv1d.bias, state.window if state else None, documents
-        )
-        group_state = self.groups * self.state_width
-        u, b, c = xbc.split([self.inner, group_state, group_state], dim=-1)
-        u = u.unflatten(-1, (self.heads, self.head_width))
-        b = b.unflatten(-1, (self.groups, self.state_width))
-        c = c.unflatten(-1, (self.groups, self.state_width))
-        dt = F.softplus(dt.float() + self.dt_bias.float())
-        a = -torch.exp(self.A_log.float())
+        weights = ScanWeights(self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, self.A_log, self.D)
+        y = self.mix(xbc, dt, documents, state, weights)
+        return self.out_proj(self.norm(y, z))
+
+    def mix(
+        self,
+        xbc: Float[Tensor, "B T C"],
+        dt: Float[Tensor, "B T H"],
+        documents: Int[Tensor, "B T"] | None,
+        state: MambaState | None,
+        weights: ScanWeights,
+    ) -> Float[Tensor, "B T I"]:
+        """What mixes tokens, between the projection and the gate: convolution, scan, and the skip by D."""
+        xbc, window = causal_conv(xbc, weights.taps, weights.bias, state.window if state else None, documents)
+        inner = dt.shape[-1] * self.head_width
+        shared = (xbc.shape[-1] - inner) // 2
+        u, b, c = xbc.split([inner, shared, shared], dim=-1)
+        u = u.unflatten(-1, (-1, self.head_width))
+        b = b.unflatten(-1, (-1, self.state_width))
+        c = c.unflatten(-1, (-1, self.state_width))
+        dt = F.softplus(dt.float() + weights.dt_bias.float())
+        a = -torch.exp(weights.A_log.float())
         y, ssm = ssd(u, dt, a, b, c, state.ssm if state else None, documents, chunk=self.chunk)
         if state is not None:
             state.window, state.ssm = window, ssm
-        y = y + self.D.float()[:, None] * u
-        return self.out_proj(self.norm(y.flatten(-2), z))
+        return (y + weights.D.float()[:, None] * u).flatten(-2)

@@ -75,11 +75,15 @@ class Router(nn.Module):
     def balance_loss(self, scores: Float[Tensor, "B T E"], valid: Float[Tensor, "B T 1"]) -> Float[Tensor, ""]:
         """Σ over rows of tokens · E Σ_e f_e P_e, where f_e is the share of the row's assignments that expert e would
         get without the bias, and P_e its mean share of the scores (Nemotron 3 Nano; 1 when perfectly even)."""
-        tokens = valid.sum(1).clamp(min=1)
+        tokens = self.row_sum(valid).clamp(min=1)
         picks = torch.zeros_like(scores).scatter(-1, scores.topk(self.top_k, -1).indices, 1.0)
-        fraction = (picks * valid).sum(1) / (tokens * self.top_k)
+        fraction = self.row_sum(picks * valid) / (tokens * self.top_k)
         probability = (scores / scores.sum(-1, keepdim=True) * valid).sum(1) / tokens
         return (self.experts * (fraction.detach() * probability).sum(-1, keepdim=True) * tokens).sum()
+
+    def row_sum(self, x: Float[Tensor, "B T N"]) -> Float[Tensor, "B N"]:
+        """The sum over a row, also where this process holds a stretch of it only."""
+        return x.sum(1)
 
     @torch.no_grad()
     def rebalance(self, rate: float) -> float:
@@ -109,7 +113,7 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The routed experts' weights, stacked."""
 
-    hidden_matrices = ("up_proj", "down_proj")
+    hidden_matrices: tuple[str, ...] = ("up_proj", "down_proj")
 
     def __init__(self, experts: int, width: int, expert_width: int) -> None:
         super().__init__()

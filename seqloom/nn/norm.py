@@ -1,7 +1,10 @@
-"""RMS normalisation, plain and gated by groups; both computed in FP32 whatever the activations are.
+"""Normalisation: RMS, RMS gated by groups, and LayerNorm or RMS over any trailing axes; all computed in FP32 or wider.
 
 Paper: Nemotron-H; the gate comes first and the statistics are per group (Mamba-2, section 7, "norm before output").
 """
+
+import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -21,7 +24,50 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+        return F.rms_norm(wide(x), x.shape[-1:], wide(self.weight), self.eps).to(x.dtype)
+
+
+class AxesNorm(nn.Module):
+    """LayerNorm (gain and bias) or RMSNorm (gain) over the trailing axes together.
+
+    Gains are stored flat, as one axis, like those of every other norm, so that weight decay passes them over.
+    """
+
+    def __init__(
+        self, kind: Literal["layer", "rms"], axes: tuple[int, ...], eps: float, gains: tuple[int, ...] | None = None
+    ) -> None:
+        """
+        Args:
+            axes: sizes of the trailing axes that share one statistic.
+            gains: shape of gain and bias, which the input's trailing axes must end in; by default that of `axes`.
+        """
+        super().__init__()
+        self.kind, self.axes, self.eps, self.gains = kind, axes, eps, gains or axes
+        self.weight = nn.Parameter(torch.ones(math.prod(self.gains)))
+        self.bias = nn.Parameter(torch.zeros(math.prod(self.gains))) if kind == "layer" else None
+
+    def initialise(self, std: float, layers: int) -> None:
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        gain = wide(self.weight).view(self.gains)
+        bias = None if self.bias is None else wide(self.bias).view(self.gains)
+        if self.gains == self.axes:
+            return self._normed(wide(x), gain, bias).to(x.dtype)
+        y = self._normed(wide(x), None, None) * gain
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    def _normed(self, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+        if self.kind == "rms":
+            return F.rms_norm(x, self.axes, gain, self.eps)
+        return F.layer_norm(x, self.axes, gain, bias, self.eps)
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least FP32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class GatedGroupRMSNorm(nn.Module):

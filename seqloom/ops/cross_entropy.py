@@ -1,6 +1,6 @@
 """Cross-entropy of a linear head, without ever holding the logits of all tokens.
 
-    loss = Σ_s [ logsumexp(W h_s) − (W h_s)_target ]
+    loss = Σ_s [ logsumexp(W h_s) − (W h_s)_target ]   and, where asked for,   + z Σ_s logsumexp(W h_s)²
 
 Tokens pass in chunks: logits, loss and, when a gradient is wanted, ∂h and ∂W in the same visit, so the largest
 temporary is one chunk of logits and the backward pass only scales. Tokens without a target are never multiplied.
@@ -32,46 +32,63 @@ def linear_cross_entropy(
     Args:
         targets: token ids; -100 where there is none.
     """
+    return linear_cross_entropy_z(hidden, weight, targets, 0.0)[0]
+
+
+def linear_cross_entropy_z(
+    hidden: Float[Tensor, "S D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, "S"], z_weight: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The loss with z_weight · logsumexp² of each target's logits added, and the nats alone, which have no gradient."""
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets)
-    return _visit(hidden, weight, targets, False, False)[0]
+        return _LinearCrossEntropy.apply(hidden, weight, targets, z_weight)
+    nats, penalty, _, _ = _visit(hidden, weight, targets, z_weight, False, False)
+    return nats + penalty, nats
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        loss, dhidden, dweight = _visit(hidden, weight, targets, *ctx.needs_input_grad[:2])
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_weight: float) -> tuple[Tensor, Tensor]:
+        nats, penalty, dhidden, dweight = _visit(hidden, weight, targets, z_weight, *ctx.needs_input_grad[:2])
         ctx.save_for_backward(dhidden, dweight)
-        return loss
+        ctx.mark_non_differentiable(nats)
+        return nats + penalty, nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
-        return *(None if g is None else (g.to(dloss.dtype) * dloss).to(g.dtype) for g in gradients), None
+        return *(None if g is None else (g.to(dloss.dtype) * dloss).to(g.dtype) for g in gradients), None, None
 
 
 def _visit(
     hidden: Float[Tensor, "S D"],
     weight: Float[Tensor, "V D"],
     targets: Int[Tensor, "S"],
+    z_weight: float,
     want_dhidden: bool,
     want_dweight: bool,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "S D"] | None, Float[Tensor, "V D"] | None]:
-    """The loss, and its gradients by `hidden` and `weight` where wanted."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "S D"] | None, Float[Tensor, "V D"] | None]:
+    """Nats, z-loss, and the gradients of their sum by `hidden` and `weight` where wanted."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     table = weight.to(hidden.dtype)
-    loss = torch.zeros((), dtype=dtype, device=hidden.device)
+    nats = torch.zeros((), dtype=dtype, device=hidden.device)
+    penalty = torch.zeros_like(nats)
     dhidden = torch.zeros_like(hidden) if want_dhidden else None
     dweight = torch.zeros_like(weight, dtype=dtype) if want_dweight else None
     rows = (targets != IGNORE).nonzero()[:, 0]
     for part in rows.split(max(_TOKENS, _LOGITS // len(weight))):
         tokens, target = hidden[part], targets[part, None]
-        log_probability = (tokens @ table.mT).to(dtype).log_softmax(-1)
-        loss -= log_probability.gather(1, target).sum()
+        logits = (tokens @ table.mT).to(dtype)
+        log_probability = logits.log_softmax(-1)
+        nats -= log_probability.gather(1, target).sum()
+        normalizer = logits[:, :1] - log_probability[:, :1]  # logsumexp
+        if z_weight:
+            penalty += z_weight * normalizer.square().sum()
         if dhidden is None and dweight is None:
             continue
         dlogits = log_probability.exp_()
+        if z_weight:
+            dlogits *= 1 + 2 * z_weight * normalizer
         dlogits.scatter_add_(1, target, torch.full_like(target, -1, dtype=dtype))
         dlogits = dlogits.to(hidden.dtype)
         if dhidden is not None:
@@ -81,4 +98,4 @@ def _visit(
                 dweight.addmm_(dlogits.mT, tokens)
             else:
                 dweight += dlogits.mT @ tokens
-    return loss, dhidden, None if dweight is None else dweight.to(weight.dtype)
+    return nats, penalty, dhidden, None if dweight is None else dweight.to(weight.dtype)

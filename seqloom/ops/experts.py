@@ -72,7 +72,7 @@ class _SortedExperts(torch.autograd.Function):
         inputs = x[order // indices.shape[1]]
         hidden = []  # per expert, before the activation
         outputs = torch.empty_like(inputs, dtype=torch.promote_types(x.dtype, torch.float32))
-        for expert, rows in _slices(counts):
+        for expert, rows in slices(counts):
             before = inputs[rows] @ up[expert].mT
             outputs[rows] = before.relu().square_() @ down[expert].mT
             if any(ctx.needs_input_grad):
@@ -82,7 +82,7 @@ class _SortedExperts(torch.autograd.Function):
         slots = slots.view_as(indices)
         ctx.save_for_backward(x, weights, up, down, order, slots, *hidden)
         ctx.counts = counts
-        return _sum_by_token(outputs, slots, weights).to(x.dtype)
+        return sum_by_token(outputs, slots, weights).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -95,7 +95,7 @@ class _SortedExperts(torch.autograd.Function):
         idle = [expert for expert, count in enumerate(ctx.counts) if count == 0]
         dup[idle] = ddown[idle] = 0
         dinputs = torch.empty_like(inputs, dtype=weight.dtype)
-        for (expert, rows), before in zip(_slices(ctx.counts), hidden, strict=True):
+        for (expert, rows), before in zip(slices(ctx.counts), hidden, strict=True):
             active = before.relu().to(weight.dtype)
             squared = active * active
             dsquared = (dy_sorted[rows] @ down[expert]).to(weight.dtype)  # before the weight
@@ -104,11 +104,11 @@ class _SortedExperts(torch.autograd.Function):
             dhidden = dsquared.mul_(active).mul_(2 * weight[rows]).to(x.dtype)
             torch.mm(dhidden.mT, inputs[rows], out=dup[expert])
             dinputs[rows] = dhidden @ up[expert]
-        dx = _sum_by_token(dinputs, slots, torch.ones_like(weights))
+        dx = sum_by_token(dinputs, slots, torch.ones_like(weights))
         return dx.to(x.dtype), None, dweight[slots.flatten()].view_as(weights).to(weights.dtype), dup, ddown
 
 
-def _slices(counts: list[int]) -> list[tuple[int, slice]]:
+def slices(counts: list[int]) -> list[tuple[int, slice]]:
     """Experts that received tokens, with their rows in expert order."""
     result, start = [], 0
     for expert, count in enumerate(counts):
@@ -118,7 +118,7 @@ def _slices(counts: list[int]) -> list[tuple[int, slice]]:
     return result
 
 
-def _sum_by_token(
+def sum_by_token(
     rows: Float[Tensor, "A I"], slots: Int[Tensor, "S K"], weights: Float[Tensor, "S K"]
 ) -> Float[Tensor, "S I"]:
     """Σ_k weight_sk rows[slot_sk] in the dtype of the rows."""

@@ -17,7 +17,7 @@ VARIABLE = "SEQLOOM_KERNELS"
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "ssd": ("torch", "reference"),
     "causal_conv": ("torch", "reference"),
-    "attention": ("torch", "reference"),
+    "attention": ("torch", "reference", "flex"),
     "experts": ("torch", "reference"),
 }
 """The implementations of every op, the preferred one first."""

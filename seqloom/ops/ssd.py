@@ -11,8 +11,9 @@ dt a up to position i of the piece, and u_j = dt_j x_j:
     S  <- exp(α_Q) S + Σ_j exp(α_Q − α_j) u_j b_j^T
 
 All exponents are at most 0, so nothing overflows. Products with b and c run once per group, with its heads side by
-side. The backward pass walks from the last piece to the first and computes the decays anew; the gradient of α needs
-no further product, since  ∂α_t = y_t·∂y_t − u_t·∂u_t,  plus  S·∂S  at the end of a piece.
+side. The backward pass walks from the last piece to the first and computes the decays anew. What position i reads of
+position j counts for α_i and against α_j; both are sums of the same numbers in FP64, so that what lies before or after
+a step altogether cancels exactly. (∂α_t = y_t·∂y_t − u_t·∂u_t is shorter, but leaves the rounding of both products.)
 
 Paper: Mamba-2 (SSD), section 6 and Listing 1; Nemotron-H for groups.
 """
@@ -177,37 +178,42 @@ class _ChunkedScan(torch.autograd.Function):
             state = written.addcmul_(piece.entering[..., -1:, :].flatten(1, 2), state)
             if any(ctx.needs_input_grad):
                 states.append(state)
-        ctx.save_for_backward(x, dt, a, b, c, resets, y, *states)
+        ctx.save_for_backward(x, dt, a, b, c, resets, *states[:-1])
         ctx.chunk = chunk
         return y.to(x.dtype), state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
-        x, dt, a, b, c, resets, y, *states = ctx.saved_tensors
+        x, dt, a, b, c, resets, *states = ctx.saved_tensors
         groups = b.shape[2]
         dx, ddt, db, dc = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, dt, b, c))
         da = torch.zeros_like(a)
         for span in reversed(list(_spans(x.shape[1], ctx.chunk))):
             piece = _piece(x, dt, a, b, c, resets, span)
-            after, before = states.pop(), states[-1]
+            before = states.pop()
             flat, dflat = (t.unflatten(1, (groups, -1)).flatten(2, 3) for t in (before, dstate))  # B G RP N
-            dy_heads = _by_head(dy[:, span], groups).to(y.dtype).contiguous()
+            dy_heads = _by_head(dy[:, span], groups).to(dstate.dtype).contiguous()
 
             scores = (piece.c @ piece.b.mT) * piece.visible
             dweights = (dy_heads @ piece.u.mT).mul_(piece.inside)
             dscores = dweights.sum(2).mul_(piece.visible)
             du = piece.inside.mul_(scores[:, :, None]).mT @ dy_heads
-            du.addcmul_(piece.leaving, (piece.b @ dflat.mT).unflatten(-1, (-1, x.shape[3])).transpose(2, 3))
+            dwritten = piece.b @ dflat.mT
+            du.addcmul_(piece.leaving, dwritten.unflatten(-1, (-1, x.shape[3])).transpose(2, 3))
             read = _side_by_side(dy_heads, piece.entering)
             written = _side_by_side(piece.u, piece.leaving)
             dc[:, span] = (dscores @ piece.b + read @ flat).transpose(1, 2)
             db[:, span] = (dscores.mT @ piece.c + written @ dflat).transpose(1, 2)
 
+            pairs = dweights.mul_(scores[:, :, None])
+            dentering = _per_head((piece.c @ flat.mT).mul_(read), x.shape[3])
+            dleaving = _per_head(dwritten.mul_(written), x.shape[3])
+            dalpha = pairs.sum(-1, dtype=torch.float64) - pairs.sum(-2, dtype=torch.float64) + dentering - dleaving
+            faded = piece.entering[..., -1, 0] * (before * dstate).sum((-2, -1)).view(dalpha.shape[:3])
+            dalpha[..., -1] += faded + dleaving.sum(-1, dtype=torch.float64)
+            dlog = (dalpha @ piece.visible.double()).to(a.dtype)  # the later positions of the same document
             u_du = (piece.x * du).sum(-1)  # per unit of dt
-            dalpha = (dy_heads * _by_head(y[:, span], groups)).sum(-1) - piece.dt[..., 0] * u_du
-            dalpha[..., -1] += (after * dstate).sum((-2, -1)).view(dalpha.shape[:3])
-            dlog = dalpha @ piece.visible  # the later positions of the same document
             ddt[:, span] = (u_du + a.view(groups, -1, 1) * dlog).permute(0, 3, 1, 2).flatten(2)
             da += (dlog * piece.dt[..., 0]).sum((0, 3)).flatten()
             torch.mul(du, piece.dt, out=_by_head(dx[:, span], groups))
@@ -262,3 +268,8 @@ def _side_by_side(x: Float[Tensor, "B G R Q P"], factor: Float[Tensor, "B G R Q 
     out = torch.empty(batch, groups, tokens, heads, width, dtype=x.dtype, device=x.device)
     torch.mul(x, factor, out=out.transpose(2, 3))
     return out.flatten(3)
+
+
+def _per_head(x: Float[Tensor, "B G Q W"], width: int) -> Float[Tensor, "B G R Q"]:
+    """Sums over the columns of each of the heads that lie side by side (W = R · width)."""
+    return x.unflatten(-1, (-1, width)).sum(-1).transpose(2, 3)

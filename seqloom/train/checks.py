@@ -8,25 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqloom.core.config import read_yaml, to_data
+from seqloom.core.checkpoint.identity import differing, read_identity
+from seqloom.core.config import parse, read_yaml, to_data
 from seqloom.core.devices import available_bytes
+from seqloom.core.distributed import here
 from seqloom.core.errors import CheckpointError, ConfigError, DataError, NumericsError
 from seqloom.train.run import Run
 from seqloom.train.state import RUN
 from seqloom.train.task import Task
+from seqloom.train.untraced import untraced
 
 FREE_SETTINGS = (
+    "init_from",
     "name",
+    "task.data.tokenizer",
     "train.activation_checkpointing",
+    "train.async_save",
     "train.device",
     "train.evaluate_every",
     "train.keep_steps",
     "train.log_every",
+    "train.monitor_every",
+    "train.not_finite_limit",
+    "train.on_not_finite",
+    "train.parallel",
     "train.save_every",
     "train.threads",
     "train.trackers",
 )
-"""Settings that place, watch and store a run, and never decide what it learns; they may change on resume."""
+"""Settings that place, watch and store a run, and never decide what it learns while all goes well; they may change on
+resume.
+
+The base model and the tokenizer are paths here: what they lead to is compared by content."""
 
 
 def refuse_other_run(folder: Path, run: Run) -> None:
@@ -34,8 +47,10 @@ def refuse_other_run(folder: Path, run: Run) -> None:
 
     Raises:
         CheckpointError: settings differ; each is named by its dotted path with both values.
+        ConfigError: the stored run has settings that this version does not know.
     """
-    there, here = dict(_flat(read_yaml(folder / RUN))), dict(_flat(to_data(run)))
+    stored = parse(type(run), read_yaml(folder / RUN), str(folder / RUN))  # settings that came later get their defaults
+    there, here = dict(_flat(to_data(stored))), dict(_flat(to_data(run)))
     differing = [
         f"  {path}: {there.get(path, '(none)')} there, {here.get(path, '(none)')} here"
         for path in sorted(there.keys() | here.keys())
@@ -48,6 +63,27 @@ def refuse_other_run(folder: Path, run: Run) -> None:
         )
 
 
+def refuse_other_base(folder: Path, run: Run, found: dict[str, str] | None) -> None:
+    """Let a run that began with a model folder go on only while that folder is what it was.
+
+    Args:
+        folder: the checkpoint to go on from.
+        found: identity of the base as it is now.
+    Raises:
+        CheckpointError: the base is another one; its differing files are named.
+    """
+    kept = read_identity(folder)
+    if kept == found:
+        return
+    if kept is None or found is None:
+        began = "fresh weights" if kept is None else "the weights of a model folder"
+        raise CheckpointError(f"{folder.parent.parent}: this run began with {began}; train into another folder")
+    raise CheckpointError(
+        f"{run.init_from}: not the model that the run in {folder.parent.parent} began with: "
+        f"{', '.join(differing(kept, found))}; put it back, or train into another folder"
+    )
+
+
 def refuse_too_large(run: Run, device: torch.device) -> tuple[int, int]:
     """Compare estimated with free memory before anything is allocated.
 
@@ -56,9 +92,12 @@ def refuse_too_large(run: Run, device: torch.device) -> tuple[int, int]:
     Raises:
         ConfigError: it will not fit; the settings that lower the need are named.
     """
-    needed, available = run.model.training_bytes(run), available_bytes(device)
+    ranks = here()
+    needed, available = run.model.training_bytes(run) // ranks.size, available_bytes(device)  # spread about evenly
+    if device.type == "cpu":
+        available //= ranks.local_size
     if needed > available:
-        settings = [*run.task.memory_settings, "the sizes under model"]
+        settings = [*run.task.memory_settings, "the sizes under model" if run.init_from is None else "adapter.rank"]
         if not run.train.activation_checkpointing:
             settings.append("or set train.activation_checkpointing")
         raise ConfigError(
@@ -75,6 +114,46 @@ def refuse_nothing_to_learn(units: int, task: Task, step: int) -> None:
     """
     if units <= 0:
         raise DataError(f"step {step}: the batch holds no target {task.unit}; is everything masked or padding?")
+
+
+def refuse_what_would_not_learn(model: nn.Module, task: Task, batch: list[Any], step: int) -> None:
+    """Look at a model and the batch of its next step; leaves no trace in what is learned.
+
+    Raises:
+        DataError: the batch has no unit to learn from.
+        ConfigError: a part of the loss moves no parameter, or the task refuses the model.
+    """
+    model.train()
+    with untraced(model):
+        task.check(model)
+        refuse_idle_terms(model, task, batch, step)
+
+
+def refuse_idle_terms(model: nn.Module, task: Task, batch: list[Any], step: int) -> None:
+    """
+    Raises:
+        DataError: the batch has no unit to learn from.
+        ConfigError: parts of the loss have no gradient, or one of zeros, over a whole batch; they are named.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    moving: dict[str, bool] = {}
+    units = 0
+    for micro in batch:
+        loss = task.loss(model, micro)
+        units += loss.units
+        for name, term in loss.terms.items():
+            if not moving.get(name):
+                moving[name] = term.requires_grad and any(
+                    gradient is not None and bool(gradient.any())
+                    for gradient in torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+                )
+        if units and all(moving.values()):
+            return
+    refuse_nothing_to_learn(units, task, step)
+    idle = [name for name, moves in moving.items() if not moves]
+    raise ConfigError(
+        f"parts of the loss that move no parameter: {', '.join(idle)}; set their weight to 0, or free what they train"
+    )
 
 
 def refuse_missing_gradients(model: nn.Module) -> None:
@@ -101,14 +180,16 @@ def refuse_not_finite(loss: float, norm: float, model: nn.Module, task: Task, ba
         return
     if math.isfinite(loss):
         # Gradients flow from the output back, so of all spoilt parameters the last one was reached first.
-        spoilt = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        spoilt = [name for name, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
+        spoilt = max(here().everyone(spoilt), key=len)
         what = f"the gradient norm is {norm}" + (f", first at '{spoilt[-1]}'" if spoilt else "")
         what += f" ({len(spoilt)} parameters)" if len(spoilt) > 1 else ""
     else:
         what = f"the loss is {loss}, {_source(model, task, batch)}"
     raise NumericsError(
         f"step {step}: {what}; this step was not taken and earlier checkpoints are whole. "
-        "A lower learning rate, a longer warm-up or a wider number format may help"
+        "A lower learning rate, a longer warm-up or a wider number format may help; train.on_not_finite can leave such "
+        "batches out"
     )
 
 
@@ -125,12 +206,20 @@ def _source(model: nn.Module, task: Task, batch: list[Any]) -> str:
         return look
 
     handles = [module.register_forward_hook(watch(name or "(model)")) for name, module in model.named_modules()]
-    for micro in batch:
-        if not found:
-            task.loss(model, micro)
+    with untraced(model):
+        for micro in batch:
+            if not found or here().size > 1:  # the others are not to wait for this rank
+                task.loss(model, micro)
     for handle in handles:
         handle.remove()
+    found = max(here().everyone(found), key=len)
     return f"first in the output of module '{found[0]}'" if found else "while every module's output is finite"
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    """Whether all numbers are; of a gradient that is dealt out, those of this process."""
+    local: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return bool(local.isfinite().all())
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -15,31 +15,47 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from seqloom.core.checkpoint.identity import identity
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.config import to_yaml
 from seqloom.core.devices import pick_device, used_bytes
+from seqloom.core.distributed import Ranks, here, placed
 from seqloom.core.errors import ConfigError
-from seqloom.core.seeds import capture_rng, derive, restore_rng
+from seqloom.core.logs import MetricsLog
+from seqloom.core.machine import machine_facts
+from seqloom.core.seeds import derive
 from seqloom.numerics.precision import Format, apply_precision, native_format
 from seqloom.train.checks import (
     refuse_missing_gradients,
     refuse_not_finite,
     refuse_nothing_to_learn,
+    refuse_other_base,
     refuse_other_run,
     refuse_too_large,
+    refuse_what_would_not_learn,
 )
 from seqloom.train.interrupt import Interrupted, StopRequest
+from seqloom.train.monitors import Monitor
 from seqloom.train.observer import Observer, StartReport
 from seqloom.train.optimizers import build_optimizers
+from seqloom.train.parallel.together import AgreedStop, CommonFolder, NoRecords, Silence, together
+from seqloom.train.recovery import Recovery
+from seqloom.train.report_page import keep_report
 from seqloom.train.run import Run
+from seqloom.train.saver import Saver
 from seqloom.train.schedules import factor
 from seqloom.train.state import RUN, TrainState
 from seqloom.train.task import Task
 from seqloom.train.trackers import Records, open_records
+from seqloom.train.untraced import untraced
+
+if TYPE_CHECKING:
+    from seqloom.train.parallel.spread import Spread
 
 
 def train(run: Run, folder: str | Path, watch: Observer | None = None) -> RunFolder:
@@ -49,7 +65,7 @@ def train(run: Run, folder: str | Path, watch: Observer | None = None) -> RunFol
         folder: made if missing; afterwards a model folder of the last step, and the run's checkpoints and log.
         watch: told what happens.
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; the step in work was finished and saved.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the step in work was finished and saved.
         ConfigError: the settings cannot be honoured on this machine, or the model does not learn in parts.
         DataError: the data cannot be used, changed since the run began, or a batch holds nothing to learn.
         CheckpointError: the folder is in use, not writable, damaged, or another run's (differing settings are named).
@@ -57,85 +73,166 @@ def train(run: Run, folder: str | Path, watch: Observer | None = None) -> RunFol
     """
     watch = watch or Observer()
     run, device = resolve(run)
-    place = RunFolder(folder)
-    with place.lock(), _threads(run.train.threads):
-        found = place.open_latest(watch.on_message)
+    with together(run, device) as ranks:
+        if ranks.size == 1:
+            return _train(run, device, RunFolder(folder), watch, StopRequest())
+        return _train(ranks.told(run), device, CommonFolder(folder), watch if ranks.main else Silence(), AgreedStop())
+
+
+def _train(run: Run, device: torch.device, place: RunFolder, watch: Observer, stop: StopRequest) -> RunFolder:
+    """`train` on one of the ranks, or alone."""
+    base = run.base()
+    with stop, place.lock(), _threads(run.train.threads):
+        kept = stop.attempt(lambda: identity(base) if base else None)
+        found = stop.attempt(lambda: place.open_latest(watch.on_message))
+        if stop.signal:
+            raise Interrupted(_last(place), stop.signal)
         if found:
             refuse_other_run(found[1], run)
-        needed, available = refuse_too_large(run, device)
-        with open_records(run, place.path, found[0] if found else 0, watch.on_message) as records:
-            task = run.task.build(run, device, watch.on_prepare)
-            state, formats = _build(run, device)
-            if found:
-                state.read(found[1], task)
-            else:
-                place.write_top(RUN, to_yaml(run))
-            data = task.report()
-            place.write_top("data.json", json.dumps(data, indent=1) + "\n")
-            place.write_top("formats.json", json.dumps(formats, indent=1) + "\n")
-            size = sum(parameter.numel() for parameter in state.parameters)
-            watch.on_start(StartReport(run, str(device), size, state.step, task.unit, data, formats, needed, available))
-            _take_steps(run, task, state, place, records, watch)
+            refuse_other_base(found[1], run, kept)
+        memory = refuse_too_large(run, device)
+        with _records(run, place, found[0] if found else 0, watch) as records:
+            ready = stop.attempt(lambda: _make_ready(run, device, memory, place, found, kept, watch))
+            if ready is None:
+                assert stop.signal
+                raise Interrupted(_last(place), stop.signal)
+            _take_steps(run, *ready, place, records, watch, stop)
     return place
 
 
-def _take_steps(run: Run, task: Task, state: TrainState, place: RunFolder, records: Records, watch: Observer) -> None:
-    """Step, log, evaluate and save until the last step is done or a signal asks to stop."""
+def _make_ready(
+    run: Run,
+    device: torch.device,
+    memory: tuple[int, int],
+    place: RunFolder,
+    found: tuple[int, Path] | None,
+    base: dict[str, str] | None,
+    watch: Observer,
+) -> tuple[Task, TrainState]:
+    """Data and model up to the step before the next; can be left anywhere and done again."""
+    with here().main_first():
+        task = run.task.build(run, device, watch.on_prepare)
+    model, formats = _build(run, device)
+    spread = _spread(run, model, task, device, memory, watch)
+    state = TrainState(model, build_optimizers(model, run.train.optimizer, spread), base, spread)
+    if found:
+        state.read(found[1], task)
+    else:
+        place.write_top(RUN, to_yaml(run))
+    if state.step < run.train.steps and spread is None:
+        refuse_what_would_not_learn(state.model, task, task.next_batch(state.model, state.position), state.step)
+    data, adapter = task.report(), run.adapter_report()
+    place.write_top("data.json", json.dumps(data, indent=1) + "\n")
+    place.write_top("formats.json", json.dumps(formats, indent=1) + "\n")
+    if adapter:
+        place.write_top("adapter.json", json.dumps(adapter, indent=1) + "\n")
+    machine = {"parameters": state.size, **machine_facts(device)}
+    place.write_top("machine.json", json.dumps(machine, indent=1) + "\n")
+    watch.on_start(StartReport(run, str(device), state.size, state.step, task.unit, data, formats, *memory, adapter))
+    return task, state
+
+
+def _take_steps(
+    run: Run,
+    task: Task,
+    state: TrainState,
+    place: RunFolder,
+    records: Records,
+    watch: Observer,
+    stop: StopRequest,
+) -> None:
+    """Step, log, evaluate and save until the last step is done or a signal asks to stop.
+
+    An evaluation that a signal cut short is made when the run goes on, before anything else, so that it leaves no gap.
+    """
     settings, first, started = run.train, state.step, time.perf_counter() - state.seconds
+    monitor = Monitor(state.model, settings.monitor_every if state.spread is None else None, watch.on_message)
+
+    def saved(step: int) -> None:
+        if here().main:
+            keep_report(place.path, watch.on_message)
+        watch.on_save(step, place.path)
+
+    def save() -> None:
+        state.seconds = time.perf_counter() - started
+        saver.save(state.contents(task))
+
+    def evaluate() -> bool:
+        """Measure and log if that is due; False if a signal came first."""
+        if state.step == 0 or not _due(state.step, settings.evaluate_every, settings.steps):
+            return True
+        metrics = stop.attempt(lambda: _evaluate(task, state))
+        if metrics is not None:
+            records.add("valid", metrics)
+            watch.on_eval(metrics)
+        return metrics is not None
+
     state.model.train()
-    with StopRequest() as stop:
-        while state.step < settings.steps:
-            metrics = _step(run, task, state, first=state.step == first)
+    stop.agree()
+    measured = here().told(records.holds("valid", state.step)) or evaluate()
+    with Saver(place, run, task, state.step, saved) as saver:
+        recovery = Recovery(run, task, state, place, saver, records, watch)
+        while state.step < settings.steps and not stop.signal:
+            saver.check()
+            metrics = recovery.attempt(lambda: _step(run, task, state, monitor, first=state.step == first))
+            stop.agree()
+            if metrics is None:
+                monitor.forget()
+                continue
             state.seconds = metrics["seconds"] = time.perf_counter() - started
             metrics["memory_bytes"] = used_bytes(next(state.model.parameters()).device)
             watch.on_step(metrics)
             if state.step == 1 or _due(state.step, settings.log_every, settings.steps):
                 records.add("train", metrics)
-            if _due(state.step, settings.evaluate_every, settings.steps):
-                metrics = _evaluate(task, state)
-                records.add("valid", metrics)
-                watch.on_eval(metrics)
-            if stop.signal or _due(state.step, settings.save_every, settings.steps):
-                state.seconds = time.perf_counter() - started
-                place.save(state.step, lambda path: state.write(path, run, task), settings.keep_steps)
-                watch.on_save(state.step, place.path)
-            if stop.signal and state.step < settings.steps:
-                raise Interrupted(state.step, stop.signal)
+            if measures := monitor.take():
+                records.add("monitor", measures)
+            measured = evaluate()
+            if _due(state.step, settings.save_every, settings.steps):
+                save()
+        if stop.signal and saver.step != state.step:
+            save()
+    if stop.signal and not (measured and state.step == settings.steps):
+        raise Interrupted(state.step, stop.signal)
 
 
-def _step(run: Run, task: Task, state: TrainState, first: bool) -> dict[str, float]:
+def _step(run: Run, task: Task, state: TrainState, monitor: Monitor, first: bool) -> dict[str, float]:
     """One optimizer step over the micro-batches of the next global batch; leaves no gradients behind."""
-    began, step, model = time.perf_counter(), state.step, state.model
-    batch = task.next_batch(model, step)
+    began, step, position, model = time.perf_counter(), state.step, state.position, state.model
+    ranks = here()
+    if ranks.batch.index:  # what is drawn for other tokens must differ; the first rank goes on as if it were alone
+        torch.manual_seed(derive(run.seed, "rank", ranks.batch.index, position))
+    batch = task.next_batch(model, position)
     total, units, sums = torch.zeros(()), 0, dict[str, Tensor]()
     for micro in batch:
-        part = task.loss(model, micro)
+        with monitor.forward(step + 1):
+            part = task.loss(model, micro)
         part.total.backward()
         total = total + part.total.detach()
         units += part.units
         for name, value in part.metrics.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.detach()
-    refuse_nothing_to_learn(units, task, step)
+    loss, units, *values = ranks.batch.total([float(total), units, *map(float, sums.values())])
+    refuse_nothing_to_learn(units := int(units), task, step)
     if first:
         refuse_missing_gradients(model)
 
-    gradients = [parameter.grad for parameter in state.parameters if parameter.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients)) / units
-    objective = float(total) / units
+    gradients = state.gradients()
+    norm = state.norm(gradients) / units
+    objective = loss / units
     refuse_not_finite(objective, norm, model, task, batch, step)
     clip = run.train.clip_norm
-    torch._foreach_mul_(gradients, (clip / norm if clip is not None and norm > clip else 1.0) / units)
-
     rate = factor(step, run.train.steps, run.train.schedule)
-    state.optimizers.step(rate)
-    model.zero_grad(set_to_none=True)
-    updates = task.after_step(model, step)
+    with monitor.update(units):
+        torch._foreach_mul_(gradients, (clip / norm if clip is not None and norm > clip else 1.0) / units)
+        state.optimizers.step(rate)
+    state.forget_gradients()
+    updates = task.after_step(model, position)
     state.step, state.units = step + 1, state.units + units
     return {
         "step": state.step,
         "loss": objective,
         "objective": objective,
-        **{name: float(value) / units for name, value in sums.items()},
+        **{name: value / units for name, value in zip(sums, values, strict=True)},
         **updates,
         "lr": rate * run.train.optimizer.lr,
         "grad_norm": norm,
@@ -147,12 +244,9 @@ def _step(run: Run, task: Task, state: TrainState, first: bool) -> dict[str, flo
 @torch.no_grad()
 def _evaluate(task: Task, state: TrainState) -> dict[str, float]:
     """Measure without leaving a trace: training draws the same random numbers whether it was watched or not."""
-    before = capture_rng()
-    state.model.eval()
-    metrics = task.evaluate(state.model, state.step)
-    state.model.train()
-    restore_rng(before)
-    return {"step": state.step, **metrics}
+    with untraced(state.model):
+        state.model.eval()
+        return {"step": state.step, **task.evaluate(state.model, state.step)}
 
 
 def resolve(run: Run) -> tuple[Run, torch.device]:
@@ -163,16 +257,48 @@ def resolve(run: Run) -> tuple[Run, torch.device]:
     return run, device
 
 
-def _build(run: Run, device: torch.device) -> tuple[TrainState, dict[str, Format]]:
-    """A fresh model in the run's number formats, with its optimizers; seeds the global generators."""
+def _build(run: Run, device: torch.device) -> tuple[Any, dict[str, Format]]:
+    """The whole model as training begins with it in the run's number formats; seeds the generators."""
     torch.manual_seed(derive(run.seed, "model"))
-    model = run.model.build().to(device)
+    model: Any = run.build_model()
+    if here().size == 1:
+        model = model.to(device)
     formats = apply_precision(model, run.precision)
     if run.train.activation_checkpointing:
         if not hasattr(model, "checkpoint_layers"):
             raise ConfigError(f"train.activation_checkpointing: models of '{run.system}' cannot recompute their layers")
         model.checkpoint_layers = True
-    return TrainState(model, build_optimizers(model, run.train.optimizer)), formats
+    return model, formats
+
+
+def _spread(
+    run: Run, model: Any, task: Task, device: torch.device, memory: tuple[int, int], watch: Observer
+) -> "Spread | None":
+    """Check a whole model on the main rank, then leave it with this rank's pieces; nothing if there is one rank only."""
+    ranks = here()
+    if ranks.size == 1:
+        return None
+    from seqloom.train.parallel.spread import Spread
+
+    needed, available = memory
+    if needed * ranks.size > available:
+        watch.on_message("too large for one device: not checked beforehand whether every part of the loss learns")
+    elif ranks.main:
+        with placed(Ranks()):
+            refuse_what_would_not_learn(model.to(device), task, task.next_batch(model, 0), 0)
+    return Spread(model.cpu(), ranks, device)
+
+
+def _records(run: Run, place: RunFolder, first_step: int, watch: Observer) -> Records:
+    """Where the numbers of the run go; only the main rank writes them."""
+    if here().main:
+        return open_records(run, place.path, first_step, watch.on_message)
+    return NoRecords(MetricsLog(place.metrics_path))
+
+
+def _last(place: RunFolder) -> int:
+    """The newest step on the disk, 0 if there is none."""
+    return max(place.steps(), default=0)
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -8,6 +8,7 @@ fits its shape, so one rate serves all widths.
 
 A parameter [..., rows, columns] is a stack of independent matrices (experts), and all matrices of one shape in a
 model, or of its transpose, are orthogonalised in one batch: small models would otherwise spend their time in calls.
+A matrix whose pieces lie on several ranks is put together first, one at a time, and each rank applies its piece.
 
 Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", with its scale rule; decoupled
 decay as in "Muon is scalable for LLM training", arXiv 2502.16982.
@@ -15,8 +16,8 @@ decay as in "Muon is scalable for LLM training", arXiv 2502.16982.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,10 +27,29 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at 0 of the quintics that s
 ITERATIONS = 5
 
 
+class Dealt(NamedTuple):
+    """The way from this rank's piece of a parameter to the whole, which all ranks take together, and back."""
+
+    join: Callable[[Tensor], Tensor]
+    take: Callable[[Tensor], Tensor]
+
+
 class Muon(torch.optim.Optimizer):
     """Muon over hidden matrices; one-dimensional parameters do not belong here."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        dealt: Mapping[Tensor, Dealt] | None = None,
+    ) -> None:
+        """
+        Args:
+            dealt: parameters of which this rank holds parts of matrices only.
+        """
+        self._dealt = dealt or {}
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         assert all(p.ndim >= 2 for group in self.param_groups for p in group["params"])
 
@@ -39,7 +59,11 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is None:
+                    continue
+                if p in self._dealt:
+                    self._step_dealt(p, group, self._dealt[p])
+                else:
                     alike[tuple(sorted(p.shape[-2:]))].append(p)
             for params in alike.values():
                 self._step_alike(params, group)
@@ -49,9 +73,19 @@ class Muon(torch.optim.Optimizer):
         updates = orthogonalise(torch.cat(stacks)).split([len(stack) for stack in stacks])
         for p, update in zip(params, updates, strict=True):
             rows, columns = p.shape[-2:]
-            update = (update.mT if rows > columns else update).reshape(p.shape).to(p.dtype)
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+            self._apply(p, (update.mT if rows > columns else update).reshape(p.shape), rows, columns, group)
+
+    def _step_dealt(self, p: Tensor, group: dict[str, Any], dealt: Dealt) -> None:
+        whole = dealt.join(self._momentum(p, group["momentum"]))
+        rows, columns = whole.shape[-2:]
+        update = orthogonalise(_wide(whole))
+        update = (update.mT if rows > columns else update).reshape(whole.shape)
+        self._apply(p, dealt.take(update), rows, columns, group)
+
+    @staticmethod
+    def _apply(p: Tensor, update: Tensor, rows: int, columns: int, group: dict[str, Any]) -> None:
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.add_(update.to(p.dtype), alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
         assert p.grad is not None

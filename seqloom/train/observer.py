@@ -1,7 +1,7 @@
 """How a run can be watched: at most one observer, told what happened and asked for nothing."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class StartReport:
         formats: module name -> number format it computes in.
         needed_bytes: estimated peak memory.
         available_bytes: memory found free.
+        adapter: what adapters train in place of the model's own weights, and which kinds of layers they reach; empty
+            if the model itself is trained.
     """
 
     run: Run
@@ -34,6 +36,7 @@ class StartReport:
     formats: dict[str, Format]
     needed_bytes: int
     available_bytes: int
+    adapter: dict[str, Any] = field(default_factory=dict)
 
 
 class Observer:

@@ -11,14 +11,23 @@ shaped [rows = outputs, columns = inputs] or a stack [experts, rows, columns]. N
 unmarked parameter is always safe with AdamW.
 
 State is stored by parameter name, as `backbone.layers.0.mixer.in_proj.weight.exp_avg`, and loaded strictly.
+
+Where several processes train a model, each optimizer works on this rank's pieces as on parameters of their own.
 """
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from seqloom.core.errors import CheckpointError, ConfigError
 from seqloom.train.config import OptimizerConfig
-from seqloom.train.muon import Muon
+from seqloom.train.muon import Dealt, Muon
+
+if TYPE_CHECKING:
+    from seqloom.train.parallel.spread import Spread
 
 STATE_KEYS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), Muon: ("momentum",)}
 
@@ -47,7 +56,7 @@ class Optimizers:
             for key, tensor in kept.items()
         }
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a state that `state` gave after at least one step of the same model and settings.
 
         Raises:
@@ -76,16 +85,19 @@ class Optimizers:
             part.state[parameter][key] = tensor.to(parameter.device, copy=True)
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
+def build_optimizers(model: nn.Module, config: OptimizerConfig, spread: "Spread | None" = None) -> Optimizers:
     """Sort the trainable parameters of a model into groups and make their optimizers.
 
+    Args:
+        spread: what this rank holds of the model, if it is not all of it.
     Raises:
         ConfigError: Muon is asked for, and no module marks a hidden matrix.
     """
-    names: dict[Tensor, str] = {
-        parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
-    hidden = hidden_matrices(model) & names.keys() if config.kind == "muon" else set()
+    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    marked = hidden_matrices(model) if config.kind == "muon" else set()
+    pieces = parameters if spread is None else spread.pieces
+    names = {pieces[name]: name for name in parameters}
+    hidden = {pieces[name] for name, parameter in parameters.items() if parameter in marked}
     if config.kind == "muon" and not hidden:
         raise ConfigError(
             "train.optimizer.kind: 'muon' needs modules that mark hidden matrices, and this model has none; use 'adamw'"
@@ -108,8 +120,18 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
         )
     if hidden:
         matrices = [parameter for parameter in names if parameter in hidden]
-        parts.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay))
+        dealt = {} if spread is None else _dealt_matrices(spread, {names[matrix]: matrix for matrix in matrices})
+        parts.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay, dealt))
     return Optimizers(parts, names)
+
+
+def _dealt_matrices(spread: "Spread", pieces: dict[str, Tensor]) -> dict[Tensor, Dealt]:
+    """Those whose rows or columns lie on several ranks, with the way to the whole and back."""
+    return {
+        piece: Dealt(partial(spread.join, name), partial(spread.take, name))
+        for name, piece in pieces.items()
+        if not spread.whole_matrices(name)
+    }
 
 
 def hidden_matrices(model: nn.Module) -> set[Tensor]:

@@ -3,18 +3,22 @@
 A step folder holds the public model folder and beside it:
 
     optim.safetensors   optimizer state by parameter name        rng.safetensors   torch's global generators
-    state.json          position, units seen, seconds spent, digest of the data     run.yaml   the resolved run
+    state.json          position, units seen, seconds spent, batches left out, digest of the data
+    run.yaml            the resolved run
+    base.json           only if the run began with a model folder: which one that was
 
-No loader state exists: the batch of a step is a pure function of seed and step.
+No loader state exists: a batch is a pure function of seed and number, and its number is that of the step plus the
+batches that were left out before it.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from seqloom.core.checkpoint.identity import write_identity
 from seqloom.core.checkpoint.tensors import load_tensors, save_tensors
 from seqloom.core.config import to_yaml
 from seqloom.core.errors import CheckpointError, DataError
@@ -23,8 +27,40 @@ from seqloom.train.optimizers import Optimizers
 from seqloom.train.run import Run
 from seqloom.train.task import Task
 
+if TYPE_CHECKING:
+    from seqloom.train.parallel.spread import Spread
+
 FORMAT = 1
 OPTIMIZER, RNG, STATE, RUN = "optim.safetensors", "rng.safetensors", "state.json", "run.yaml"
+
+
+class StepContents(NamedTuple):
+    """What a step folder is written from: the tensors of a training at work, or copies of them.
+
+    Attributes:
+        model: a module with `write_folder`.
+        facts: plain data for state.json.
+        base: identity of the folder that the run began with; None if it began with fresh weights.
+        copied: the tensors are copies already, which the next step does not change.
+    """
+
+    model: Any
+    optimizer: dict[str, Tensor]
+    rng: dict[str, Tensor]
+    facts: dict[str, Any]
+    base: dict[str, str] | None
+    copied: bool = False
+
+    def write(self, folder: Path, run: Run, task: Task) -> None:
+        """Fill a step folder."""
+        self.model.write_folder(folder)
+        task.write_assets(folder)
+        if self.base is not None:
+            write_identity(folder, str(run.init_from), self.base)
+        save_tensors(folder / OPTIMIZER, self.optimizer)
+        save_tensors(folder / RNG, self.rng)
+        (folder / STATE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
+        (folder / RUN).write_text(to_yaml(run), encoding="utf-8")
 
 
 @dataclass
@@ -33,37 +69,69 @@ class TrainState:
 
     Attributes:
         model: a module with `write_folder` and `read_folder`.
+        base: identity of the folder that the run began with; None if it began with fresh weights.
+        spread: which pieces of the model this process holds; None if it holds the model.
         step: steps done.
         units: units (tokens, frames, samples) learned from so far.
         seconds: wall-clock time spent so far, over all sessions.
+        left_out: first and last number of each run of batches that were not learned from.
     """
 
     model: Any
     optimizers: Optimizers
+    base: dict[str, str] | None = None
+    spread: "Spread | None" = None
     step: int = 0
     units: int = 0
     seconds: float = 0.0
+    left_out: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        """Number of the next batch."""
+        return self.step + sum(last - first + 1 for first, last in self.left_out)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def write(self, folder: Path, run: Run, task: Task) -> None:
-        """Fill a step folder."""
-        self.model.write_folder(folder)
-        task.write_assets(folder)
-        save_tensors(folder / OPTIMIZER, self.optimizers.state())
-        save_tensors(folder / RNG, capture_rng())
+    @property
+    def size(self) -> int:
+        """How many numbers are trained, over all processes."""
+        return self.spread.size if self.spread else sum(parameter.numel() for parameter in self.parameters)
+
+    def gradients(self) -> list[Tensor]:
+        """The summed gradients, or this process's pieces of them."""
+        if self.spread:
+            self.spread.hand_over()
+        trained = list(self.spread.pieces.values()) if self.spread else self.parameters
+        return [parameter.grad for parameter in trained if parameter.grad is not None]
+
+    def norm(self, gradients: list[Tensor]) -> float:
+        """The norm of all gradients together, over all processes."""
+        return self.spread.norm() if self.spread else float(nn.utils.get_total_norm(gradients))
+
+    def forget_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        for piece in self.spread.pieces.values() if self.spread else ():
+            piece.grad = None
+
+    def contents(self, task: Task) -> StepContents:
+        """What to write down of this moment; the tensors themselves, which the next step changes, or what all processes
+        hold together, copied to where it is written."""
         facts = {
             "format": FORMAT,
             "step": self.step,
             "units": self.units,
             "seconds": self.seconds,
+            "left_out": self.left_out.copy(),
             "data": task.fingerprint(),
         }
-        (folder / STATE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        (folder / RUN).write_text(to_yaml(run), encoding="utf-8")
+        optimizer, rng = self.optimizers.state(), capture_rng()
+        if self.spread is None:
+            return StepContents(self.model, optimizer, rng, facts, self.base)
+        return StepContents(*self.spread.gather(optimizer), rng, facts, self.base, copied=True)
 
     def read(self, folder: Path, task: Task) -> None:
         """Go back to a step folder written by the same run.
@@ -80,7 +148,12 @@ class TrainState:
                 f"{folder}: the data changed since this run began (fingerprint {facts['data']} then, "
                 f"{task.fingerprint()} now); restore it, or train into another folder"
             )
-        self.model.read_folder(folder)
-        self.optimizers.load(load_tensors(folder / OPTIMIZER))
+        if self.spread is None:
+            self.model.read_folder(folder)
+            self.optimizers.load(load_tensors(folder / OPTIMIZER))
+        else:
+            self.spread.read(folder)
+            self.optimizers.load(dict(self.spread.optimizer_pieces(folder, Path(OPTIMIZER).stem)))
         restore_rng(load_tensors(folder / RNG))
         self.step, self.units, self.seconds = facts["step"], facts["units"], facts["seconds"]
+        self.left_out = [(first, last) for first, last in facts.get("left_out", [])]

@@ -7,7 +7,9 @@ The loss is a **sum and a count** of its units. The loop divides the sum of all 
 micro-batches once per step, so accumulation, packing and padding never change the gradient.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -21,11 +23,14 @@ class Loss(NamedTuple):
         units: how many units (tokens, frames, samples) were summed.
         metrics: further **sums** to report, each divided by the step's units before it is logged; "loss" among them
             stands in the log for the part that users know, and the mean total stays beside it as "objective".
+        terms: the differentiable, weighted parts that add up to the total, by name, where there are several; each must
+            move the model, which is checked before the first step. A part with nothing to learn from here is absent.
     """
 
     total: Tensor
     units: int
     metrics: dict[str, Tensor]
+    terms: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Task(Protocol):
@@ -34,8 +39,17 @@ class Task(Protocol):
     unit: str
     """What the loss counts, in the plural, for display: "tokens", "frames", "episodes"."""
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that would silently learn something else than this task means; once, before the first step.
+
+        Raises:
+            ConfigError: what is wrong with it, and where.
+        """
+        ...
+
     def next_batch(self, model: nn.Module, step: int) -> list[Any]:
-        """The micro-batches of a step (counted from 0): a pure function of seed and step for fixed data."""
+        """The micro-batches of a step (counted from 0, batches left out included): a pure function of seed and step for
+        fixed data."""
         ...
 
     def loss(self, model: nn.Module, micro: Any) -> Loss:

@@ -53,13 +53,21 @@ class Records:
         """Record the metrics of one step.
 
         Args:
-            kind: "train" or "valid".
+            kind: "train", "valid", "monitor" or "left_out".
             metrics: holds "step" among them.
         """
         step = int(metrics["step"])
         self._log.append({"step": step, "kind": kind, **metrics})
         values = {f"{kind}/{name}": value for name, value in metrics.items() if name != "step"}
         self._tell(lambda tracker: tracker.log(step, values))
+
+    def holds(self, kind: str, step: int) -> bool:
+        """Whether the run's own log has a line of this kind for a step."""
+        return self._log.holds(kind, step)
+
+    def cut(self, step: int) -> None:
+        """Take back the run's own log to a step; trackers keep what they were told."""
+        self._log.truncate(step)
 
     def _tell(self, act: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):

@@ -45,7 +45,14 @@ def test_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
     assert len(shown.err.splitlines()) == 1
 
 
-NEEDED = {"config": ["schema"], "demo": [], "list": [], "merge": ["run", "--out", "merged"]}
+NEEDED = {
+    "config": ["schema"],
+    "convert": ["run", "new"],
+    "demo": [],
+    "list": [],
+    "merge": ["run", "--out", "merged"],
+    "study": ["stability"],
+}
 
 
 @pytest.mark.parametrize("verb", VERBS)

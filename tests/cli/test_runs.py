@@ -21,7 +21,7 @@ def test_recipe_file_and_folder_are_the_same_kind_of_argument(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("hybrid_lm/tinny", "neither a recipe nor a file nor a folder here; did you mean 'hybrid_lm/tiny'?"),
+        ("hybrid_lm/tinny", "neither a recipe nor a file nor a folder here; did you mean 'tiny'?"),
         ("{folder}", "{folder}: not a run folder (it has no run.yaml)"),
         ("{folder}/typo.yaml", "{folder}/typo.yaml: train.stepz: unknown setting; did you mean 'steps'?"),
         ("{folder}/list.yaml", "{folder}/list.yaml: expected a mapping of settings, found list"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_run_folder_names_its_settings_and_is_whole(trained: Trained) -> None:
     assert [path.name for path in sorted((trained.folder / "steps").iterdir())] == ["00000002", "00000003"]
     assert verify(trained.folder / "latest") == []
     kinds = [(record["kind"], record["step"]) for record in read_metrics(trained.folder / "metrics.jsonl")]
-    assert kinds == [("train", 1), ("train", 2), ("train", 3), ("valid", 3)]
+    assert kinds == [("train", 1), ("monitor", 1), ("train", 2), ("train", 3), ("valid", 3)]
 
 
 @pytest.mark.usefixtures("small_recipe")
@@ -79,7 +80,10 @@ def test_a_folder_with_another_run_is_refused(trained: Trained, capsys: pytest.C
     [
         ([], "Missing from seqloom train"),
         (["--data", "x", "hybrid_lm/tiny"], "'hybrid_lm/tiny' must come first"),
-        (["hybrid_lm/tinny"], "did you mean 'hybrid_lm/tiny'?"),
+        (["hybrid_lm/tinny"], "did you mean 'tiny'?"),
+        (["finetune"], "seqloom train finetune --model FOLDER --data FILE"),
+        (["finetune", "--model"], "--model"),
+        (["finetune", "--model", "nowhere"], "there is no folder nowhere"),
         (["hybrid_lm/tiny", "--trian.steps", "3"], "--train.steps"),
         (["hybrid_lm/tiny", "--train.steps", "many"], "--train.steps"),
         (["hybrid_lm/tiny", "--train.steps", "0"], "train.steps: input should be greater than or equal to 1 (got 0)"),
@@ -125,6 +129,106 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(
     for name in ("model.safetensors", "optim.safetensors", "rng.safetensors"):
         whole, cut = (tmp_path / folder / "steps/00000006" / name for folder in ("whole", "cut"))
         assert whole.read_bytes() == cut.read_bytes()
+
+
+CHATML = """\
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture
+def base(trained: Trained, tmp_path: Path) -> Path:
+    """The run as a model that has a chat template."""
+    folder = shutil.copytree(trained.folder, tmp_path / "base", symlinks=True)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    return folder
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    lines = [
+        {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]}
+        for n in range(60)
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+SMALL = [
+    "--task.sequence-length",
+    "32",
+    "--task.batch-rows",
+    "2",
+    "--train.steps",
+    "2",
+    "--task.data.valid-fraction",
+    "0.3",
+]
+
+
+def test_a_folder_and_chats_become_adapters_and_then_a_model(
+    base: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "finetune", "--model", str(base), "--data", str(chats), "--out", str(tmp_path / "tuned")]
+    main([*command, *SMALL, "--adapter.rank", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"adapters of rank 4 on {base}" in lines
+    table = {line.split()[0]: line for line in lines if " layers, " in line}
+    assert "3 of 3 layers" in table["Mamba-2"]
+    assert table["Mamba-2"].endswith("numbers: in_proj, out_proj")
+    assert "experts.up_proj" in table["mixture"]
+    assert "1 of 1 layers" in table["prediction"]
+    assert "pattern: M-M*EME" in (tmp_path / "tuned/run.yaml").read_text()
+
+    main([*command, *SMALL, "--adapter.rank", "4", "--train.log-every", "1"])
+    assert "already trained to its last step" in capsys.readouterr().out
+    main(["generate", str(tmp_path / "tuned"), "What", "--max-tokens", "2"])
+    main(["evaluate", str(tmp_path / "tuned"), "--limit", "2"])
+    assert "bits per byte" in capsys.readouterr().out
+    main(["show", str(tmp_path / "tuned")])
+    assert "rank: 4" in capsys.readouterr().out
+    main(["merge", str(tmp_path / "tuned"), "--out", str(tmp_path / "merged"), "--json"])
+    assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "merged")
+    assert (tmp_path / "merged/chat_template.jinja").read_text() == CHATML
+    main(["generate", str(tmp_path / "merged"), "What", "--max-tokens", "2"])
+
+
+def test_all_weights_learn_with_finetune_full(base: Path, chats: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "tuned"), f"--model={base}", "--data", str(chats)]
+    main(["train", "finetune_full", *out, *SMALL, "--train.steps", "1"])
+    assert (tmp_path / "tuned/model.safetensors").exists()
+    assert not (tmp_path / "tuned/adapter.json").exists()
+
+
+def test_help_shows_the_settings_of_the_folder(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails("train", "finetune", "--model", str(base), "--help") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: 'M-M*EME')" in shown
+    assert "(default: 0.0002)" in shown
+
+
+def test_targets_that_miss_a_kind_of_layers_are_refused(
+    base: Path, chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "train",
+        "finetune",
+        "--model",
+        str(base),
+        "--data",
+        str(chats),
+        "--out",
+        str(tmp_path / "tuned"),
+        *SMALL,
+    ]
+    assert fails(*command, "--adapter.targets", "q_proj", "v_proj") == 2
+    assert "0 of 3 Mamba-2 layers would get an adapter" in capsys.readouterr().err
+    main([*command, "--adapter.targets", "q_proj", "v_proj", "--adapter.leave-out", "M", "-", "E"])
+    assert "0 of 3 layers,           0 numbers: none; untouched: in_proj, out_proj" in capsys.readouterr().out
 
 
 def test_a_place_that_cannot_hold_a_run_is_named(

@@ -10,7 +10,7 @@ import pytest
 
 from seqloom.core.errors import DataError
 from seqloom.data.documents import Reading
-from seqloom.data.readers import BLOCK_BYTES, read_file
+from seqloom.data.readers import BLOCK_BYTES, Record, read_file, read_records
 
 TEXTS = ["first line\nsecond – naïve 東京", "another one"]
 
@@ -51,6 +51,68 @@ def test_json_lines_under_any_compression(suffix: str, tmp_path: Path) -> None:
     assert texts == TEXTS
     assert reading.bytes_read == path.stat().st_size
     assert not reading.skipped
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_list_under_any_compression(suffix: str, indent: int | None, tmp_path: Path) -> None:
+    path = tmp_path / f"a.json{suffix}"
+    content = json.dumps([{"text": text} for text in TEXTS * 300], indent=indent, ensure_ascii=False)
+    path.write_bytes(PACKED[suffix](b"\xef\xbb\xbf" + content.encode()))
+    texts, reading = read(path)
+    assert texts == TEXTS * 300
+    assert not reading.skipped
+
+
+def test_a_json_list_is_not_held_and_its_elements_may_be_long(tmp_path: Path) -> None:
+    records = [{"text": "a" * length} for length in (10, 3 * BLOCK_BYTES, BLOCK_BYTES - 30, 5, BLOCK_BYTES // 2, 0, 7)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(records))
+    reading = Reading("a", 0)
+    found = read_records(path, "text", reading)
+    assert next(found) == Record(records[0], f"{path}: element 1")
+    assert reading.bytes_read < 3 * BLOCK_BYTES
+    assert [record.fields for record in found] == records[1:]
+
+
+@pytest.mark.parametrize(
+    ("content", "good", "why"),
+    [
+        ("[]", 0, None),
+        (" [ ]\n", 0, None),
+        ('[{"text": "a"}', 1, "not valid JSON after element 1 of the list"),
+        ('[{"text": "a"}, {"text": "b"', 1, "not valid JSON after element 1"),
+        ('[{"text": "a"} {"text": "b"}]', 1, "not valid JSON after element 1"),
+        ('[{"text": "a"},]', 1, "not valid JSON after element 1"),
+        ('[{"text": "a"}] more', 1, "not valid JSON after element 1"),
+        ('[, {"text": "a"}]', 0, "not valid JSON after element 0"),
+        ("[" * 100_000, 0, "not valid JSON after element 0"),
+        ('[3, {"text": "a"}]', 1, "element 1: expected an object, found int"),
+    ],
+)
+def test_what_stands_before_the_damage_in_a_json_list_is_read(
+    content: str, good: int, why: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    texts, reading = read(path)
+    assert texts == ["a"] * good
+    assert sum(reading.skipped.values()) == (why is not None)
+    assert (why or "") in "".join(reading.examples)
+
+
+def test_records_have_all_their_fields_and_text_has_one(tmp_path: Path, write_lines: Callable[..., Path]) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"prompt": "a", "turns": [{"role": "b"}]}, {"prompt": "c", "turns": []}]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    lines = write_lines("b.jsonl", *rows)
+    (tmp_path / "c.txt").write_text("plain")
+    for path in (tmp_path / "a.parquet", lines):
+        found = list(read_records(path, "text", Reading("a", 0)))
+        assert found == [Record(row, f"{path}:{number}") for number, row in enumerate(rows, 1)]
+    assert list(read_records(tmp_path / "c.txt", "body", Reading("a", 0))) == [
+        Record({"body": "plain"}, str(tmp_path / "c.txt"))
+    ]
 
 
 def test_parquet_and_saved_datasets(tmp_path: Path) -> None:

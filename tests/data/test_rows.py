@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seqloom.data.mixture import InOrder
-from seqloom.data.rows import NO_TARGET, RowSource, row_count
+from seqloom.data.rows import NO_TARGET, RowSource, StreamRows
 from seqloom.data.shards import StreamWriter, TokenStream, token_dtype
 
 PAD = 0
@@ -21,7 +21,8 @@ def stream(folder: Path, *documents: list[int], name: str = "s") -> TokenStream:
 
 
 def rows_of(length: int, *streams: TokenStream) -> RowSource:
-    return RowSource(streams, InOrder([row_count(one, length) for one in streams]), length, PAD)
+    stores = [StreamRows(one, length) for one in streams]
+    return RowSource(stores, InOrder([len(store) for store in stores]), length, PAD)
 
 
 def test_targets_are_next_tokens_of_the_same_document(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_a_stream_reads_as_one_array_however_it_is_cut(
     owners = [number for number, document in enumerate(documents) for _ in document]
     assert (stream.tokens, stream.documents) == (len(whole), len(documents))
     assert stream.is_whole()
+    assert [stream.document(number).tolist() for number in range(len(documents))] == documents
     for start in range(0, len(whole), 3):
         for stop in (start, start + 1, start + 11, len(whole) + 5):
             assert stream.read(start, stop).tolist() == whole[start:stop]

@@ -162,7 +162,7 @@ def test_padding_and_truncation_of_an_existing_tokenizer_are_off(tmp_path: Path)
     assert opened.token_bytes[ids].sum() == len(" a few words a few words")
 
 
-def test_a_chat_template_is_kept(tmp_path: Path) -> None:
+def test_the_file_of_a_chat_template_goes_before_the_settings(tmp_path: Path) -> None:
     folder = foreign(
         tmp_path, tokenizer_config={"chat_template": "in config", "auto_map": {"AutoTokenizer": "evil.py"}}
     )
@@ -175,6 +175,132 @@ def test_a_chat_template_is_kept(tmp_path: Path) -> None:
     assert "evil" not in (folder / "tokenizer_config.json").read_text()
 
 
+def test_chat_templates_by_name_are_kept_as_transformers_keeps_them(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    by_name = {"default": "plain {{ eos_token }}\r\n", "tool_use": "{{ tools|length }} tools"}
+    listed = [{"name": name, "template": text} for name, text in by_name.items()]
+    opened = open_tokenizer(foreign(tmp_path, tokenizer_config={"chat_template": listed, "eos_token": "<end>"}))
+    assert opened.templates == by_name
+    assert opened.template is not None
+    assert opened.template.render([], tools=[{}, {}]) == "2 tools"
+    assert opened.template.render([]) == "plain <end>"
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    opened.save(saved)
+    assert open_tokenizer(saved).templates == by_name
+    theirs = transformers.AutoTokenizer.from_pretrained(saved)
+    assert {name: text.replace("\r\n", "\n") for name, text in by_name.items()} == theirs.chat_template
+
+
+def test_a_chat_template_in_the_oldest_place(tmp_path: Path) -> None:
+    folder = foreign(tmp_path, chat_template={"chat_template": "old"})
+    assert open_tokenizer(folder).chat_template == "old"
+    assert open_tokenizer(foreign(tmp_path, tokenizer_config={"chat_template": "newer"})).chat_template == "newer"
+
+
+def test_a_tokenizer_without_a_chat_template(tokenizer: TextTokenizer) -> None:
+    assert (tokenizer.chat_template, tokenizer.template) == (None, None)
+    assert tokenizer.answer_end == tokenizer.eos
+
+
+def test_an_answer_ends_with_the_mark_of_the_template(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    for body, end in (("{{ m.content }}<|im_end|>\n", 11), ("{{ m.content }}</s>", 2), ("{{ m.content }}<end>", 2)):
+        (tmp_path / "chat_template.jinja").write_text(f"{{% for m in messages %}}{body}{{% endfor %}}")
+        assert open_tokenizer(tmp_path).answer_end == end
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ([{"name": "default"}], "chat_template must be a text or a list of objects with name and template"),
+        (["x"], "chat_template must be"),
+        (5, "chat_template must be"),
+        ([{"name": "../x", "template": "y"}], "a chat template cannot be called '../x'"),
+        ([{"name": f"n{number}", "template": "y"} for number in range(17)], "17 chat templates; at most 16"),
+    ],
+)
+def test_chat_templates_that_are_none(settings: Any, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"tokenizer_config.json: .*{reason}"):
+        open_tokenizer(foreign(tmp_path, tokenizer_config={"chat_template": settings}))
+
+
+def test_chat_templates_none_of_which_is_the_default(tmp_path: Path) -> None:
+    listed = [{"name": "rag", "template": "x"}]
+    opened = open_tokenizer(foreign(tmp_path, tokenizer_config={"chat_template": listed}))
+    with pytest.raises(DataError, match="of the chat templates rag none is called 'default'"):
+        _ = opened.template
+
+
+def test_files_of_chat_templates_lie_in_their_folder(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    foreign(folder)
+    path = folder / "chat_template.jinja"
+    path.symlink_to(secret)
+    with pytest.raises(DataError, match=r"chat_template.jinja: a link that leaves its folder"):
+        open_tokenizer(folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"chat_template.jinja: a pipe, not a regular file"):
+        open_tokenizer(folder)
+    path.unlink()
+    path.write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"chat_template.jinja: not UTF-8 at byte 0"):
+        open_tokenizer(folder)
+    path.write_text("x" * 600_000)
+    with pytest.raises(DataError, match=r"chat_template.jinja: 600,000 bytes; at most 524,288"):
+        open_tokenizer(folder)
+    path.unlink()
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").symlink_to(secret)
+    with pytest.raises(DataError, match=r"rag.jinja: a link that leaves its folder"):
+        open_tokenizer(folder)
+
+
+@given(text=st.text())
+def test_offsets_cover_the_text_without_a_gap(text: str, tokenizer: TextTokenizer) -> None:
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    assert len(ids) == len(offsets)
+    reached = 0
+    for place, (start, end) in enumerate(offsets):
+        assert start <= reached <= end
+        if start == reached:  # the tokens from here on spell the text from here on
+            assert tokenizer.decode(ids[place:]) == text[start:]
+        reached = end
+    assert reached == len(text) * bool(ids)
+
+
+def test_offsets_of_special_tokens_and_of_characters_in_pieces(tokenizer: TextTokenizer) -> None:
+    text = "é<|im_start|>🙂 a<think>"
+    ids, offsets = tokenizer.encode_with_offsets(text, specials=True)
+    assert ids == tokenizer.encode(text, specials=True)
+    spelled = {index: text[start:end] for index, (start, end) in zip(ids, offsets, strict=True)}
+    assert (spelled[10], spelled[12]) == ("<|im_start|>", "<think>")
+    assert [place for place in offsets if place == (text.index("🙂"), text.index("🙂") + 1)] == [offsets[-6]] * 4
+
+
+def test_offsets_where_a_tokenizer_hides_white_space(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.post_processor = processors.ByteLevel(trim_offsets=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = ["</s>"]
+    inner.train_from_iterator(
+        ["so many words"], trainers.BpeTrainer(special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    )
+    opened = TextTokenizer(inner.to_str(), bos=None, eos=0, pad=None)
+    text = "so many words "
+    ids, offsets = opened.encode_with_offsets(text)
+    assert [opened.decode([index]) for index in ids] == [text[start:end] for start, end in offsets]
+
+
 def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no tokenizer here; expected a tokenizer.json"):
         open_tokenizer(tmp_path / "nowhere")
@@ -183,8 +309,52 @@ def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing says which token ends a document; put \"eos_token\" into"):
         open_tokenizer(foreign(tmp_path, ["<unk>", "<s>"]))
     (tmp_path / "tokenizer_config.json").write_text("{cut off")
-    with pytest.raises(DataError, match=r"tokenizer_config.json: cannot be read"):
+    with pytest.raises(DataError, match=r"tokenizer_config.json: not a JSON file"):
         open_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(DataError, match=r"tokenizer.json: not a tokenizer.json that can be read"):
         open_tokenizer(tmp_path)
+
+
+def damaged(folder: Path, change: Any) -> Path:
+    """The tokenizer.json of someone else, changed."""
+    path = foreign(folder) / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda fields: fields["model"]["vocab"].update(zz=2**32 - 1), "highest token id is 4,294,967,295; allowed"),
+        (lambda fields: fields["model"]["vocab"].update(zz=-1), "not a tokenizer.json that can be read"),
+        (lambda fields: fields["added_tokens"][1].update(id=2), "'<s>' (has the id 2|and '<end>' have the same id 2)"),
+        (lambda fields: fields["added_tokens"][1].update(id=900), "'<s>' has the id 900, in the vocabulary 1"),
+        (lambda fields: fields.update(added_tokens=5), "not a tokenizer.json that can be read"),
+        (lambda fields: fields.update(model=None), "not a tokenizer.json that can be read"),
+        (lambda fields: fields.update(extra=[[]] * 4_000_001), "more than 4,000,000 values"),
+    ],
+)
+def test_a_vocabulary_that_contradicts_itself(change: Any, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"tokenizer.json: .*{reason}"):
+        open_tokenizer(damaged(tmp_path, change))
+
+
+def test_files_of_a_tokenizer_are_read_within_limits(tmp_path: Path) -> None:
+    folder = foreign(tmp_path)
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(DataError, match=r"tokenizer_config.json: expected an object, found a list"):
+        open_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text('{"a": ' + "[" * 5000 + "]" * 5000 + "}")
+    with pytest.raises(DataError, match=r"tokenizer_config.json: nested deeper than 64 levels"):
+        open_tokenizer(folder)
+    (folder / "tokenizer_config.json").unlink()
+    os.truncate(folder / "tokenizer.json", 200 << 20)
+    with pytest.raises(DataError, match=r"tokenizer.json: 209,715,200 bytes; at most 134,217,728"):
+        open_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"tokenizer.json"):
+        open_tokenizer(folder)

@@ -1,18 +1,31 @@
-"""One suite over every layer kind: what each must do whatever it computes."""
+"""One suite over every layer kind, plain and with stability methods: what each must do whatever it computes."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 from seqloom.nn.init import initialise
+from seqloom.nn.stability import Stability
 from seqloom.systems.hybrid_lm.budget import layer_parameters
 from seqloom.systems.hybrid_lm.model import HybridLM, make_layer
 from tiny_models import VARIANTS, excite, make
 
 KINDS = {"mamba": ("M", "dense"), "attention": ("*", "dense"), "mlp": ("-", "dense"), "moe": ("E", "moe"),
-         "latent_moe": ("E", "latent"), "grouped_moe": ("E", "grouped")}  # fmt: skip
+         "latent_moe": ("E", "latent"), "grouped_moe": ("E", "grouped"),
+         "mamba+outside": ("M", "outside"), "attention+inside": ("*", "inside"), "attention+outside": ("*", "outside"),
+         "attention+clipped": ("*", "clipped"), "mlp+outside": ("-", "outside"),
+         "latent_moe+outside": ("E", "outside")}  # fmt: skip
+CONFIGS = VARIANTS | {
+    # What attention computes, and what is put around it and the other mixers.
+    "inside": replace(VARIANTS["dense"], stability=Stability(qk_norm=True, v_norm="head", pre_norm=False,
+                                                             soft_cap=3.0, inverse_temperature=0.7, per_head=True)),
+    "outside": replace(VARIANTS["latent"], stability=Stability(output_norm=True, layer_scale=0.5, sigma_reparam=True)),
+    "clipped": replace(VARIANTS["dense"], stability=Stability(qk_norm=True, v_norm="width", soft_clip=(-0.03, 1.03),
+                                                              norm="rms")),
+}  # fmt: skip
 SPLITS = [1, 3, 4, 15, 16, 17, 38]
 TIGHT = 2e-5
 
@@ -26,7 +39,7 @@ def kind(request):
 def layer(kind):
     letter, variant = kind
     torch.manual_seed(0)
-    built = make_layer(letter, VARIANTS[variant])
+    built = make_layer(letter, CONFIGS[variant])
     return excite(built).eval()
 
 
@@ -54,7 +67,7 @@ def test_parameter_count_is_the_formula(kind, layer):
     letter, variant = kind
     counted = sum(p.numel() for p in layer.parameters())
     counted += sum(b.numel() for name, b in layer.named_buffers() if name.endswith("correction_bias"))
-    assert counted == layer_parameters(letter, VARIANTS[variant])
+    assert counted == layer_parameters(letter, CONFIGS[variant])
 
 
 def test_no_output_depends_on_a_later_token(layer):
@@ -177,7 +190,7 @@ def test_same_seed_same_bits(kind):
 
     def build():
         torch.manual_seed(5)
-        layer = make_layer(letter, VARIANTS[variant])
+        layer = make_layer(letter, CONFIGS[variant])
         initialise(layer, 0.02, 7)
         return layer
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seqloom.ops import cross_entropy as module
-from seqloom.ops.cross_entropy import linear_cross_entropy
+from seqloom.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_z
 
 
 def inputs(S: int = 63, D: int = 5, V: int = 17, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,6 +40,21 @@ def test_gradients_match_finite_differences():
     hidden, weight, targets = inputs(S=6, D=2, V=3)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
     assert torch.autograd.gradcheck(lambda *leaves: linear_cross_entropy(*leaves, targets), leaves)
+
+
+@pytest.mark.usefixtures("chunk")
+def test_z_loss_is_added_and_the_nats_stay_apart(same):
+    def torch_z_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        normalizer = (hidden @ weight.mT)[targets >= 0].logsumexp(-1)
+        return torch_loss(hidden, weight, targets) + 0.1 * normalizer.square().sum()
+
+    same(lambda *leaves: linear_cross_entropy_z(*leaves, 0.1)[0], torch_z_loss, *inputs(), rtol=1e-11, atol=1e-11)
+    hidden, weight, targets = inputs()
+    for leaf in (hidden.requires_grad_(), hidden.detach()):
+        total, nats = linear_cross_entropy_z(leaf, weight, targets, 0.1)
+        torch.testing.assert_close(nats, torch_loss(hidden, weight, targets))
+        torch.testing.assert_close(total, torch_z_loss(hidden, weight, targets))
+        assert not nats.requires_grad
 
 
 def test_without_targets_loss_and_gradients_are_zero():

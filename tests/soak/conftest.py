@@ -19,6 +19,16 @@ def damages() -> int:
     return 1200 if FULL else 300
 
 
+@pytest.fixture(scope="session")
+def refusals() -> int:
+    return 10_000 if FULL else 24
+
+
+@pytest.fixture(scope="session")
+def losses() -> int:
+    return 10_000 if FULL else 12
+
+
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
     workers = Workers()

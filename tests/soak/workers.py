@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,21 @@ class Order:
         folder: its run folder.
         die_at: kill the process at this effect on the disk inside a save or a recovery, counted from 0.
         before: kill before the effect, else after it.
+        background: checkpoints are written while training goes on.
     """
 
     folder: str
     die_at: int | None = None
     before: bool = True
+    background: bool = False
+
+    @property
+    def run(self) -> Any:
+        """The run to train."""
+        from train.toy import ToyRun
+
+        run = ToyRun()
+        return replace(run, train=replace(run.train, async_save=self.background))
 
 
 class Workers:
@@ -87,20 +97,20 @@ def serve() -> None:
         order = Order(**json.loads(line))
         number = os.fork()
         if number == 0:
-            work(order, ToyRun())
+            work(order)
         print(number, flush=True)
         _, status = os.waitpid(number, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def work(order: Order, run: Any) -> None:
+def work(order: Order) -> None:
     """Train in this process and end it, one way or the other."""
     from seqloom.train.loop import train
 
     code = 1
     try:
         with dying(order):
-            train(run, order.folder)
+            train(order.run, order.folder)
         code = 0
     finally:
         os._exit(code)

@@ -1,17 +1,20 @@
 """What is refused, and that a refusal spoils nothing."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from train.test_loop import result
 from train.toy import ToyModelConfig, ToyRun, ToyTaskConfig
 
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.checkpoint.tensors import load_tensors
 from seqloom.core.errors import ConfigError, DataError, NumericsError
-from seqloom.train import checks
+from seqloom.train import checks, loop
 from seqloom.train.loop import train
+from seqloom.train.untraced import untraced
 
 GIB = 2**30
 
@@ -63,6 +66,34 @@ def test_a_batch_without_targets_is_refused(step: int, tmp_path: Path) -> None:
 def test_a_parameter_that_the_loss_never_reaches_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"would never learn: forgotten\.weight, forgotten\.bias$"):
         train(ToyRun(model=ToyModelConfig(idle=True)), tmp_path)
+
+
+def test_a_part_of_the_loss_that_moves_nothing_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    run = ToyRun(task=ToyTaskConfig(idle_term=True, micro=5))
+    with pytest.raises(ConfigError, match=r"^parts of the loss that move no parameter: idle; set their weight to 0"):
+        train(run, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_the_checks_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy draws for dropout and counts in a buffer whenever its loss is computed."""
+    looked = result(train(ToyRun(), tmp_path / "looked").path)
+    monkeypatch.setattr(loop, "refuse_what_would_not_learn", lambda *args: None)
+    assert result(train(ToyRun(), tmp_path / "not").path) == looked
+
+
+def test_untraced_puts_back_generators_buffers_and_mode() -> None:
+    model = ToyRun().model.build().train()
+    before, draws = {name: buffer.clone() for name, buffer in model.named_buffers()}, torch.get_rng_state()
+    with contextlib.suppress(RuntimeError), untraced(model):
+        torch.rand(3)
+        model.eval()
+        model.kept += 1
+        model.seen.fill_(5)
+        raise RuntimeError("on the way")
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 def test_a_frozen_parameter_may_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from seqloom.core.errors import CheckpointError, ConfigError, DataError
 from seqloom.core.logs import read_metrics
 from seqloom.train.interrupt import Interrupted
 from seqloom.train.loop import _step, train
+from seqloom.train.monitors import Monitor
 from seqloom.train.observer import Observer, StartReport
 from seqloom.train.schedules import factor
 from seqloom.train.state import TrainState
@@ -156,7 +155,13 @@ def test_the_gradient_is_that_of_the_mean_over_units_and_clipped() -> None:
 
     run = with_train(ToyRun(model=ToyModelConfig(dropout=0.0)), clip_norm=0.05)
     model, task, recorder = run.model.build(), ToyTask(run), Recorder()
-    metrics = _step(with_task(run, micro=5), ToyTask(with_task(run, micro=5)), TrainState(model, recorder), first=True)
+    metrics = _step(
+        with_task(run, micro=5),
+        ToyTask(with_task(run, micro=5)),
+        TrainState(model, recorder),
+        Monitor(model, None, print),
+        first=True,
+    )
 
     loss = task.loss(model, task.next_batch(model, 0)[0])
     (loss.total / loss.units).backward()
@@ -167,7 +172,7 @@ def test_the_gradient_is_that_of_the_mean_over_units_and_clipped() -> None:
         torch.testing.assert_close(recorder.gradients[name], parameter.grad, atol=1e-7, rtol=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_stopped_and_resumed_it_is_the_same_run(number: int, whole: dict[str, Any], tmp_path: Path) -> None:
     for stop in (1, 2, 7, 10, 13):
         with pytest.raises(Interrupted) as caught:
@@ -188,11 +193,6 @@ def test_after_a_crash_it_is_the_same_run(whole: dict[str, Any], tmp_path: Path)
     assert result(tmp_path) == whole
 
 
-def test_a_signal_during_the_last_step_changes_nothing(whole: dict[str, Any], tmp_path: Path) -> None:
-    train(ToyRun(), tmp_path, SignalAt(14))
-    assert result(tmp_path) == whole
-
-
 def test_a_finished_run_stays_as_it_is(whole: dict[str, Any], tmp_path: Path) -> None:
     train(ToyRun(), tmp_path)
     diary = Diary()
@@ -201,65 +201,10 @@ def test_a_finished_run_stays_as_it_is(whole: dict[str, Any], tmp_path: Path) ->
     assert result(tmp_path) == whole
 
 
-def test_a_second_ctrl_c_stops_at_once_and_handlers_come_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        train(ToyRun(), tmp_path, SignalAt(3, times=2))
-    assert RunFolder(tmp_path).steps() == []
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    with RunFolder(tmp_path).lock():
-        pass
-
-
-def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        train(ToyRun(), tmp_path, SignalAt(3))
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_it_trains_outside_the_main_thread(tmp_path: Path, whole: dict[str, Any]) -> None:
     thread = threading.Thread(target=train, args=(ToyRun(), tmp_path))
     thread.start()
     thread.join()
-    assert result(tmp_path) == whole
-
-
-def test_ctrl_c_in_a_process_of_its_own(whole: dict[str, Any], tmp_path: Path) -> None:
-    script = """
-import sys, time
-from train.toy import ToyRun
-from seqloom.core.errors import SeqloomError
-from seqloom.train.loop import train
-from seqloom.train.observer import Observer
-
-class Slow(Observer):
-    def on_step(self, metrics):
-        print(metrics["step"], flush=True)
-        time.sleep(0.2)
-
-try:
-    train(ToyRun(), sys.argv[1], Slow())
-except SeqloomError as error:
-    print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
-    tests = str(Path(__file__).parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": tests},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert [process.stdout.readline() for _ in range(3)] == ["1\n", "2\n", "3\n"]
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert errors.startswith("interrupted; step ")
-    train(ToyRun(), tmp_path)
     assert result(tmp_path) == whole
 
 
@@ -343,3 +288,19 @@ def test_time_adds_up_over_sessions(tmp_path: Path) -> None:
     diary = Diary()
     train(ToyRun(), tmp_path, diary)
     assert 0 < spent < diary.steps[0]["seconds"] < diary.steps[-1]["seconds"]
+
+
+def test_watching_the_inside_changes_nothing_and_is_logged(whole: dict[str, Any], tmp_path: Path) -> None:
+    watched = with_train(ToyRun(), monitor_every=4)
+    with pytest.raises(Interrupted):
+        train(watched, tmp_path, SignalAt(7))
+    train(watched, tmp_path)
+    found = result(tmp_path)
+    monitors = [line for line in found["metrics"] if line["kind"] == "monitor"]
+    assert [line["step"] for line in monitors] == [1, 4, 8, 12]
+    assert {"outer.output_norm", "outer.gradient_norm", "head.update_ratio"} <= monitors[0].keys()
+    assert [line for line in found["metrics"] if line["kind"] != "monitor"] == whole["metrics"]
+    names = whole.keys() - {"run.yaml", "metrics"}
+    assert {name: found[name] for name in names} == {name: whole[name] for name in names}
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "machine.json").read_text())["parameters"] == 187

@@ -34,6 +34,8 @@ class ToyModel(nn.Module):
         self.head = nn.Linear(width, 1)
         self.dropout = nn.Dropout(dropout)
         self.checkpoint_layers = False
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("kept", torch.arange(3.0))
         if idle:
             self.forgotten = nn.Linear(width, width)
 
@@ -68,6 +70,9 @@ class ToyTask:
     def __init__(self, run: "ToyRun") -> None:
         self.run = run
 
+    def check(self, model: nn.Module) -> None:
+        pass
+
     def next_batch(self, model: nn.Module, step: int) -> list[tuple[int, Tensor, Tensor]]:
         source = generator(self.run.seed, "toy", step)
         rows = torch.randn(self.run.task.rows, 5, self.run.model.width, generator=source)
@@ -79,19 +84,27 @@ class ToyTask:
 
     def loss(self, model: nn.Module, micro: tuple[int, Tensor, Tensor]) -> Loss:
         step, rows, counted = micro
-        if step == self.run.task.fault_step:
+        faulty = 0 <= step - self.run.task.fault_step < self.run.task.fault_length
+        if faulty:
             if self.run.task.fault == "no_units":
                 counted = torch.zeros_like(counted)
             if self.run.task.fault == "nan_loss":
                 rows = rows / 0
         predicted = model(rows)
-        if step == self.run.task.fault_step and self.run.task.fault == "nan_gradient":
+        if faulty and self.run.task.fault == "nan_gradient":
             predicted.register_hook(lambda gradient: gradient * torch.nan)
-        squares = torch.where(counted, (predicted - rows.sum(-1) / 2) ** 2, 0.0)
-        return Loss(squares.sum(), int(counted.sum()), {"size": rows.abs().mean(-1)[counted].sum()})
+        squares = torch.where(counted, (predicted - rows.sum(-1) / 2) ** 2, 0.0).sum()
+        model.seen += int(counted.sum())
+        terms = {"squares": squares}
+        if self.run.task.idle_term:
+            terms["idle"] = squares.detach() + 0 * squares
+        metrics = {"size": rows.abs().mean(-1)[counted].sum()}
+        return Loss(squares, int(counted.sum()), metrics, terms)
 
     def after_step(self, model: nn.Module, step: int) -> dict[str, float]:
-        return {"after": float(step)}
+        seen = int(model.seen)  # of this step alone, whatever was tried before it
+        model.seen.zero_()
+        return {"after": float(step), "seen": float(seen)}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         assert not model.training
@@ -117,6 +130,8 @@ class ToyTaskConfig:
     micro: int = 12
     fault: Fault | None = None
     fault_step: int = -1
+    fault_length: int = 1
+    idle_term: bool = False
     digest: str = "data"
 
     def build(self, run: "ToyRun", device: torch.device, progress: Any = None) -> ToyTask:
@@ -136,5 +151,6 @@ class ToyRun(Run):
         evaluate_every=4,
         save_every=5,
         log_every=2,
+        monitor_every=None,
         device="cpu",
     )

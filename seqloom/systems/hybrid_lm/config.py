@@ -4,13 +4,15 @@ Field names are the field's own; the public config.json spelling is the business
 Paper: Nemotron-H, Nano 2, Nemotron 3; parameter formulas in `budget.py`.
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from seqloom.core.config import Ge, Gt, config
+from seqloom.core.config import Ge, Gt, Interval, config
 from seqloom.core.errors import ConfigError
 from seqloom.core.progress import Progress
 from seqloom.data.config import DataConfig
 from seqloom.nn.pattern import parse_pattern
+from seqloom.nn.stability import Stability
+from seqloom.train.config import ParallelConfig
 from seqloom.train.run import Run as BaseRun
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from seqloom.systems.hybrid_lm.model import HybridLM
     from seqloom.systems.hybrid_lm.task import TextTask
 
-MODEL_TYPE = "nemotron_h"
+PUBLIC_TYPE, OWN_TYPE = MODEL_TYPES = ("nemotron_h", "seqloom_hybrid")
+"""`model_type` of a folder: that of the published models where they are what it holds, else one that their readers,
+which would compute something else, refuse."""
 
 
 @config
@@ -96,6 +100,7 @@ class HybridConfig:
     mlp: MlpConfig | None = None
     moe: MoeConfig | None = None
     mtp: MtpConfig | None = None
+    stability: Stability = Stability()
     norm_eps: Annotated[float, Gt(0)] = 1e-5
     init_std: Annotated[float, Gt(0)] = 0.014
     """σ of linear weights; output projections use σ/√layers."""
@@ -177,6 +182,33 @@ class TextTaskConfig:
 
 
 @config
+class LoraConfig:
+    """Low-rank adapters that learn in place of the model: W + (alpha / rank) B A, everything else frozen."""
+
+    rank: Annotated[int, Ge(1)] = 16
+    alpha: Annotated[float, Gt(0)] = 32.0
+    rank_stabilised: bool = False
+    """Scale by alpha / √rank instead, which keeps steps alike over ranks."""
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs dropped in training; routed experts cannot have it."""
+    targets: tuple[str, ...] = ("*",)
+    """Shell patterns over projections: without a dot over the last name ("in_proj", "*_proj"), else over the whole one
+    ("backbone.layers.*.mixer.q_proj"). By default every projection of every layer."""
+    experts: bool = True
+    """Give each routed expert an adapter of its own; off leaves expert layers with those of the shared expert and the
+    latent projections."""
+    leave_out: tuple[Literal["M", "*", "-", "E", "mtp"], ...] = ()
+    """Kinds of layers that get no adapters: letters of the pattern, or "mtp" for the prediction block."""
+    min_coverage: Annotated[float, Interval(ge=0, le=1)] = 1.0
+    """Least share of the layers of each kind, but those left out, that must get an adapter."""
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+
+
+@config
 class Run(BaseRun):
     """A training of a hybrid language model."""
 
@@ -184,3 +216,41 @@ class Run(BaseRun):
     name: str = "custom"
     model: HybridConfig
     task: TextTaskConfig
+    adapter: LoraConfig | None = None
+    """Train adapters on the frozen model of `init_from` instead of its weights."""
+
+    def __post_init__(self) -> None:
+        if self.adapter is None:
+            return
+        if self.init_from is None:
+            raise ConfigError("adapter: adapters need a model to sit on; name its folder with --model FOLDER")
+        if self.train.optimizer.kind != "adamw":
+            raise ConfigError(
+                f"train.optimizer.kind: '{self.train.optimizer.kind}' orthogonalises whole matrices and does not fit "
+                "the thin factors of adapters; use 'adamw'"
+            )
+
+    def build_model(self) -> "HybridLM":
+        if self.init_from is None:
+            return self.model.build()
+        from seqloom.systems.hybrid_lm.fine_tune import build_on_base
+
+        return build_on_base(self)
+
+    def starting_from(self, folder: str) -> "Run":
+        from seqloom.systems.hybrid_lm.fine_tune import starting_from
+
+        return starting_from(self, folder)
+
+    def refuse_indivisible(self, parallel: ParallelConfig) -> None:
+        from seqloom.systems.hybrid_lm.divide import refuse_indivisible
+
+        refuse_indivisible(self, parallel)
+
+    def adapter_report(self) -> dict[str, Any]:
+        if self.adapter is None:
+            return {}
+        from seqloom.systems.hybrid_lm.adapter_targets import choose_targets
+
+        chosen = choose_targets(self.model, self.adapter)
+        return {"base": self.init_from, "rank": self.adapter.rank, "coverage": chosen.coverage()}

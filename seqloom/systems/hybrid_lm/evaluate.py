@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seqloom.core.config import parse, read_yaml
 from seqloom.core.devices import pick_device
+from seqloom.core.distributed import here
 from seqloom.core.errors import ConfigError
 from seqloom.core.progress import Progress
 from seqloom.core.rooms import load
@@ -31,8 +32,10 @@ BATCH_ROWS = 8
 def measure(model: HybridLM, rows: RowSource, limit: int, batch_rows: int, token_bytes: Tensor) -> dict[str, float]:
     """Loss in nats per token, bits per byte and perplexity over at most `limit` rows, spread evenly over all.
 
+    Where several ranks train the model each measures its share, and all get the result.
+
     Args:
-        batch_rows: rows per forward pass; changes memory and speed only.
+        batch_rows: rows per forward pass of one rank; changes memory and speed only.
         token_bytes: bytes of text that each token id stands for.
     """
     device = model.lm_head.weight.device
@@ -40,19 +43,26 @@ def measure(model: HybridLM, rows: RowSource, limit: int, batch_rows: int, token
     count = min(len(rows), limit)
     nats, tokens, n_bytes = 0.0, 0, 0
     positions = [index * len(rows) // count for index in range(count)]
-    for start in range(0, count, batch_rows):
-        batch = Rows(*(part.to(device) for part in rows.rows(positions[start : start + batch_rows])))
+    ranks = here()
+    for start in range(0, count, batch_rows * ranks.data.count):
+        first = start + batch_rows * ranks.data.index
+        mine = positions[first : first + batch_rows]
+        whole = rows.rows(mine or positions[:1])  # who has nothing left takes part all the same, without a target
+        batch = Rows(*(ranks.context.mine(part.to(device), 1) for part in whole))
+        if not mine:
+            batch.targets.fill_(NO_TARGET)
         hidden, _ = model.hidden(batch.tokens, batch.documents)
         nats += float(cross_entropy(model, hidden, batch.targets))
         targets = batch.targets[batch.targets != NO_TARGET]
         tokens += len(targets)
         n_bytes += int(token_bytes[targets].sum())
+    nats, tokens, n_bytes = ranks.batch.total([nats, tokens, n_bytes])
     return {
         "loss": nats / tokens,
         "bits_per_byte": bits_per_byte(nats, n_bytes),
         "perplexity": perplexity(nats, tokens),
-        "tokens": tokens,
-        "bytes": n_bytes,
+        "tokens": int(tokens),
+        "bytes": int(n_bytes),
     }
 
 

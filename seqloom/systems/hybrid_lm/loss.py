@@ -1,4 +1,4 @@
-"""The two pieces of the objective: cross-entropy without logits, and the targets of the look-ahead depths."""
+"""The pieces of the objective: cross-entropy without logits, and the targets of the look-ahead depths."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from seqloom.data.rows import NO_TARGET, Rows
 from seqloom.numerics.precision import dtype_of
-from seqloom.ops.cross_entropy import linear_cross_entropy
+from seqloom.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_z
 from seqloom.systems.hybrid_lm.model import HybridLM
 
 
@@ -14,6 +14,16 @@ def cross_entropy(model: HybridLM, hidden: Float[Tensor, "B T D"], targets: Int[
     """Nats summed over all targets, without ever holding the logits of the whole batch."""
     hidden = hidden.to(dtype_of(model.lm_head.format))
     return linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())
+
+
+def main_loss(
+    model: HybridLM, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """What training minimises for the next token (nats, and z-loss where the model's stability asks for it), and the
+    nats alone, without gradient."""
+    hidden = hidden.to(dtype_of(model.lm_head.format))
+    z_weight = model.config.stability.z_loss
+    return linear_cross_entropy_z(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten(), z_weight)
 
 
 def targets_ahead(rows: Rows, depth: int) -> Int[Tensor, "B T"]:

@@ -6,13 +6,15 @@ Paper: Nemotron-H, section 2; Nemotron 3 Super for LatentMoE and MTP. Parameter 
 """
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from seqloom.core.distributed import Axis
 from seqloom.nn.attention import Attention
 from seqloom.nn.init import initialise
 from seqloom.nn.layer import Layer, Stack
@@ -25,9 +27,22 @@ from seqloom.nn.norm import RMSNorm
 from seqloom.nn.pattern import parse_pattern
 from seqloom.nn.state import LayerState
 from seqloom.numerics.precision import Format, dtype_of
-from seqloom.systems.hybrid_lm.config import HybridConfig
+from seqloom.systems.hybrid_lm.config import HybridConfig, LoraConfig
 
 States = list[LayerState | None]
+
+
+class Attached(NamedTuple):
+    """What a model with adapters knows about them, to write them down.
+
+    Attributes:
+        base: absolute path of the model they sit on.
+        public: the `PublicConfig` of that model.
+    """
+
+    lora: LoraConfig
+    base: str
+    public: Any
 
 
 class Backbone(nn.Module):
@@ -35,13 +50,16 @@ class Backbone(nn.Module):
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.width)
+        table = torch.empty(config.vocab_size, config.width)  # drawn with all other weights, not twice
+        self.embeddings = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = Stack(make_layer(letter, config) for letter in parse_pattern(config.pattern))
         self.norm_f = RMSNorm(config.width, config.norm_eps)
 
 
 class HybridLM(nn.Module):
     """A hybrid Mamba-Transformer language model; `model(tokens)` gives logits."""
+
+    entered_by = ("hidden", "look_ahead", "head", "draft")  # methods that callers use in place of `forward`
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
@@ -52,6 +70,8 @@ class HybridLM(nn.Module):
         self.mtp = make_mtp(config)
         self.format: Format = "fp32"  # of the residual stream
         self.checkpoint_layers = False  # recompute each layer in the backward pass
+        self.context = Axis()  # ranks that each hold a stretch of the tokens of every row
+        self.adapter: Attached | None = None  # set where adapters learn in place of the model
         initialise(self, config.init_std, len(self.backbone.layers))
 
     def forward(
@@ -102,14 +122,24 @@ class HybridLM(nn.Module):
         results: list[Tensor] = []
         routings: list[Routing] = []
         for k in range(1, depth + 1):
-            ahead = F.pad(tokens[:, k:], (0, k))
-            present = torch.zeros_like(tokens, dtype=torch.bool)
-            present[:, :-k] = True if documents is None else documents[:, k:] == documents[:, :-k]
+            ahead, present = self._ahead(tokens, documents, k)
             embedded = self.embed(ahead) * present[..., None]
             hidden, more = self.mtp(hidden, embedded, documents)
             results.append(hidden)
             routings += more
         return results, routings
+
+    def _ahead(
+        self, tokens: Int[Tensor, "B T"], documents: Int[Tensor, "B T"] | None, k: int
+    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """The tokens k positions later, and which of them are there, in the same document."""
+        tokens = self.context.join(tokens, 1)
+        ahead = F.pad(tokens[:, k:], (0, k))
+        present = torch.zeros_like(tokens, dtype=torch.bool)
+        if documents is not None:
+            documents = self.context.join(documents, 1)
+        present[:, :-k] = True if documents is None else documents[:, k:] == documents[:, :-k]
+        return self.context.mine(ahead, 1), self.context.mine(present, 1)
 
     def draft(
         self, hidden: Float[Tensor, "B T D"], next_tokens: Int[Tensor, "B T"], states: States
@@ -140,13 +170,23 @@ class HybridLM(nn.Module):
         return [layer.mixer for layer in layers if isinstance(layer.mixer, MoE)]
 
     def write_folder(self, folder: Path) -> None:
-        """Write config.json and weights in the public layout."""
+        """Write config.json and weights in the public layout; of a model with adapters only those."""
+        if self.adapter is not None:
+            from seqloom.systems.hybrid_lm.adapter import write_adapter
+
+            write_adapter(self, folder)
+            return
         from seqloom.systems.hybrid_lm.folder import write_model
 
         write_model(self, folder)
 
     def read_folder(self, folder: Path) -> None:
-        """Load the weights of a folder written for the same configuration."""
+        """Load the weights (or adapters) of a folder written for the same configuration."""
+        if self.adapter is not None:
+            from seqloom.systems.hybrid_lm.adapter import read_trained
+
+            read_trained(self, folder)
+            return
         from seqloom.systems.hybrid_lm.folder import read_weights
 
         read_weights(self, folder)
@@ -164,7 +204,7 @@ def make_layer(letter: str, config: HybridConfig) -> Layer:
     elif letter == "*":
         a = config.attention
         assert a is not None
-        mixer = Attention(config.width, a.heads, a.kv_heads, a.head_width)
+        mixer = Attention(config.width, a.heads, a.kv_heads, a.head_width, config.norm_eps, config.stability)
     elif letter == "-":
         assert config.mlp is not None
         mixer = Mlp(config.width, config.mlp.hidden_width)
@@ -175,7 +215,7 @@ def make_layer(letter: str, config: HybridConfig) -> Layer:
             config.width, e.experts, e.top_k, e.routed_scaling, e.normalize_top_k, e.expert_groups, e.top_groups
         )
         mixer = MoE(config.width, router, e.expert_width, e.shared_width, e.latent_width, e.bias_rate)
-    return Layer(config.width, mixer, config.norm_eps)
+    return Layer(config.width, mixer, config.norm_eps, config.stability)
 
 
 def make_mtp(config: HybridConfig) -> MtpBlock | None:

@@ -7,6 +7,7 @@ from seqloom.data.config import DataConfig, SourceConfig
 from seqloom.systems.hybrid_lm.config import (
     AttentionConfig,
     HybridConfig,
+    LoraConfig,
     MambaConfig,
     MlpConfig,
     MoeConfig,
@@ -14,7 +15,9 @@ from seqloom.systems.hybrid_lm.config import (
     Run,
     TextTaskConfig,
 )
+from seqloom.systems.hybrid_lm.published import MODELS
 from seqloom.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from seqloom.train.run import TO_BE_NAMED
 
 
 def tiny() -> Run:
@@ -98,4 +101,41 @@ def small() -> Run:
     )
 
 
-RECIPES: dict[str, Callable[[], Run]] = {"tiny": tiny, "small": small}
+def finetune() -> Run:
+    """Adapters on a model folder: --model FOLDER --data conversations.jsonl; settings of the model come from there."""
+    return Run(
+        name="finetune",
+        init_from=TO_BE_NAMED,
+        adapter=LoraConfig(),
+        model=HybridConfig(pattern="-", vocab_size=8, width=8, mlp=MlpConfig(hidden_width=8)),
+        task=TextTaskConfig(
+            data=DataConfig(sources=(SourceConfig(path="conversations.jsonl"),), form="conversations"),
+            sequence_length=1024,
+            batch_rows=8,
+            micro_rows=1,
+        ),
+        train=TrainConfig(
+            steps=200,
+            optimizer=OptimizerConfig(lr=2e-4, weight_decay=0.0),
+            schedule=ScheduleConfig(kind="cosine", warmup_steps=10, final_factor=0.1),
+            activation_checkpointing=True,
+            evaluate_every=50,
+            save_every=50,
+        ),
+    )
+
+
+def finetune_full() -> Run:
+    """All weights of a model folder: as finetune, with sixteen bytes of memory a parameter and small steps."""
+    run = finetune()
+    optimizer = replace(run.train.optimizer, lr=1e-5, weight_decay=0.1)
+    return replace(run, name="finetune_full", adapter=None, train=replace(run.train, optimizer=optimizer))
+
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "tiny": tiny,
+    "small": small,
+    "finetune": finetune,
+    "finetune_full": finetune_full,
+    **MODELS,
+}

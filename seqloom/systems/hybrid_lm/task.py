@@ -1,6 +1,6 @@
 """Next-token prediction on packed text: batches, loss, evaluation.
 
-    loss = Σ CE(token_{t+1})  +  λ/D Σ_k N/N_k Σ CE_k(token_{t+k+1})  +  w Σ balance
+    loss = Σ CE(token_{t+1})  +  λ/D Σ_k N/N_k Σ CE_k(token_{t+k+1})  +  w Σ balance  (+ z Σ logsumexp²)
 
 The sums run over the tokens of a step; the loop divides once by N, the main targets of the whole step. Depth k of the
 prediction block has N_k targets of its own, so its sum is weighted by N/N_k here and each CE_k ends as its own mean.
@@ -16,13 +16,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from seqloom.core.distributed import here
 from seqloom.core.progress import Progress
 from seqloom.data.prepare import prepare
 from seqloom.data.rows import NO_TARGET, Rows
+from seqloom.nn.sigma_reparam import advance
 from seqloom.systems.hybrid_lm.config import Run
 from seqloom.systems.hybrid_lm.evaluate import measure
-from seqloom.systems.hybrid_lm.loss import cross_entropy, targets_ahead
+from seqloom.systems.hybrid_lm.fine_tune import inherited_settings
+from seqloom.systems.hybrid_lm.leaks import refuse_leaks
+from seqloom.systems.hybrid_lm.loss import cross_entropy, main_loss, targets_ahead
 from seqloom.systems.hybrid_lm.model import HybridLM
+from seqloom.systems.hybrid_lm.narrow import refuse_narrow_tensors
 from seqloom.train.task import Loss
 
 
@@ -32,11 +37,13 @@ class Micro(NamedTuple):
     Attributes:
         mtp_scale: per depth, main targets over targets of this depth, in the whole step.
         bits_scale: targets over (bytes · ln 2) in the whole step: turns nats per target into bits per byte.
+        ahead: targets of each depth of the prediction block.
     """
 
     rows: Rows
     mtp_scale: list[float]
     bits_scale: float
+    ahead: list[Int[Tensor, "B T"]]
 
 
 class TextTask:
@@ -56,48 +63,68 @@ class TextTask:
             progress=progress,
         )
         self._token_bytes = torch.from_numpy(self.data.tokenizer.token_bytes).to(device)
+        self._inherited = inherited_settings(run)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model whose documents would leak into each other, or whose sensitive tensors are too narrow."""
+        assert isinstance(model, HybridLM)
+        refuse_narrow_tensors(model)
+        refuse_leaks(model)
 
     def next_batch(self, model: nn.Module, step: int) -> list[Micro]:
-        """The micro-batches of a step: rows step·B to (step+1)·B of the run's fixed order."""
+        """The micro-batches of a step: rows step·B to (step+1)·B of the run's fixed order, of which each data rank takes
+        its share in one piece, and each context rank its stretch of every row."""
         count = self.run.task.batch_rows
         batch = self._to_device(self.data.train.rows(range(step * count, (step + 1) * count)))
         targets = _count(batch.targets)
         depths = self.run.model.mtp.depth if self.run.model.mtp else 0
-        ahead = [_count(targets_ahead(batch, depth)) for depth in range(1, depths + 1)]
-        mtp_scale = [targets / count_ahead if count_ahead else 0.0 for count_ahead in ahead]
+        ahead = [targets_ahead(batch, depth) for depth in range(1, depths + 1)]
+        mtp_scale = [targets / count_ahead if count_ahead else 0.0 for count_ahead in map(_count, ahead)]
         bits_scale = targets / max(1, self._bytes(batch.targets)) / math.log(2)
         size = self.run.task.micro_rows or count
-        pieces = zip(*(tensor.split(size) for tensor in batch), strict=True)
-        return [Micro(Rows(*piece), mtp_scale, bits_scale) for piece in pieces]
+        pieces = zip(*(_mine(tensor).split(size) for tensor in (*batch, *ahead)), strict=True)
+        return [Micro(Rows(*piece[:3]), mtp_scale, bits_scale, list(piece[3:])) for piece in pieces]
 
     def loss(self, model: nn.Module, micro: Micro) -> Loss:
         """Main, look-ahead and balance losses of one micro-batch, as sums."""
         assert isinstance(model, HybridLM)
         tokens, targets, documents = micro.rows
         hidden, routings = model.hidden(tokens, documents)
-        nats = cross_entropy(model, hidden, targets)
-        total = nats
-        metrics = {"loss": nats.detach(), "bits_per_byte": nats.detach() * micro.bits_scale}
-        if model.mtp is not None and self.run.model.mtp is not None:
-            mtp = self.run.model.mtp
+        total, nats = main_loss(model, hidden, targets)
+        terms = {"loss": total}
+        metrics = {"loss": nats, "bits_per_byte": nats * micro.bits_scale}
+        mtp = self.run.model.mtp
+        if model.mtp is not None and mtp is not None and mtp.loss_weight > 0:
             results, more = model.look_ahead(hidden, tokens, documents, mtp.depth)
             routings = routings + more
-            for depth, (ahead, scale) in enumerate(zip(results, micro.mtp_scale, strict=True), start=1):
-                mean_sum = cross_entropy(model, ahead, targets_ahead(micro.rows, depth)) * scale
-                total = total + mtp.loss_weight / mtp.depth * mean_sum
+            for depth, (ahead, later, scale) in enumerate(
+                zip(results, micro.ahead, micro.mtp_scale, strict=True), start=1
+            ):
+                mean_sum = cross_entropy(model, ahead, later) * scale
+                weighted = mtp.loss_weight / mtp.depth * mean_sum
+                total = total + weighted
+                if scale > 0:
+                    terms[f"mtp_{depth}_loss"] = weighted
                 metrics[f"mtp_{depth}_loss"] = mean_sum.detach()
         if self.run.model.moe is not None and routings:
             balance = torch.stack([routing.balance for routing in routings]).sum()
-            total = total + self.run.model.moe.balance_weight * balance
+            weighted = self.run.model.moe.balance_weight * balance
+            total = total + weighted
+            if self.run.model.moe.balance_weight > 0:
+                terms["balance_loss"] = weighted
             metrics["balance_loss"] = balance.detach() / len(routings)
             for routing in routings:
                 routing.router.load += routing.counts
-        return Loss(total, _count(targets), metrics)
+        return Loss(total, _count(targets), metrics, terms)
 
     def after_step(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Move every router's selection bias by the load of the whole step; reports the worst MaxVio."""
+        """Move every router's selection bias by the load of the whole step, and the singular vectors of reparametrised
+        matrices; reports the worst MaxVio."""
         assert isinstance(model, HybridLM)
+        advance(model)
         layers = model.expert_layers()
+        for moe in layers:
+            here().batch.sum_(moe.gate.load)
         return {"max_vio": max(moe.gate.rebalance(moe.bias_rate) for moe in layers)} if layers else {}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -114,14 +141,16 @@ class TextTask:
         return self.data.fingerprint
 
     def write_assets(self, folder: Path) -> None:
-        """Tokenizer files and generation settings; the token ids in config.json become those of the tokenizer."""
+        """Tokenizer files and generation settings; the token ids in config.json become those of the tokenizer.
+
+        What the folder says that training began with, such as further ends of an answer, is kept."""
         tokenizer = self.data.tokenizer
         tokenizer.save(folder)
         ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
         path = folder / "config.json"
         fields = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(fields | ids, indent=2) + "\n", encoding="utf-8")
-        generation = ids | {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
+        path.write_text(json.dumps(fields | ids | self._inherited.config, indent=2) + "\n", encoding="utf-8")
+        generation = self._inherited.generation or ids | {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
 
     def _to_device(self, rows: Rows) -> Rows:
@@ -129,6 +158,11 @@ class TextTask:
 
     def _bytes(self, targets: Int[Tensor, "B T"]) -> int:
         return int(self._token_bytes[targets[targets != NO_TARGET]].sum())
+
+
+def _mine(tensor: Int[Tensor, "B T"]) -> Int[Tensor, "b t"]:
+    """What this rank learns from of a whole batch."""
+    return here().context.mine(here().data.mine(tensor, 0), 1)
 
 
 def _count(targets: Tensor) -> int:

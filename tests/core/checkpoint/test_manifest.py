@@ -10,6 +10,8 @@ import pytest
 
 from seqloom.core.checkpoint.manifest import verify, write_manifest
 
+DAMAGED = "manifest.json: damaged (if it is not of this program, remove it to load the folder unchecked)"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -84,10 +86,10 @@ def test_swapped_files_are_both_named(folder: Path) -> None:
     ("content", "expected"),
     [
         (None, "manifest.json: missing"),
-        (b"", "manifest.json: damaged"),
-        (b"[]", "manifest.json: damaged"),
-        (b"{}", "manifest.json: damaged"),
-        (b"\xff", "manifest.json: damaged"),
+        (b"", DAMAGED),
+        (b"[]", DAMAGED),
+        (b"{}", DAMAGED),
+        (b"\xff", DAMAGED),
         (b'{"format": 2, "files": {}}', "manifest.json: format 2, this version reads 1"),
     ],
 )
@@ -101,5 +103,5 @@ def test_without_its_list_a_folder_is_damaged(content: bytes | None, expected: s
 def test_what_is_no_file_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "model.bin").unlink()
     (folder / "model.bin").mkdir()
-    assert verify(folder) == ["model.bin: missing"]
+    assert verify(folder) == ["model.bin: a folder, not a regular file"]
     assert verify(tmp_path / "nowhere") == ["the folder is missing"]
