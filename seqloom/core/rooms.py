@@ -145,7 +145,8 @@ def owner(folder: Path) -> str:
 def _model_type(folder: Path) -> str:
     path = folder / "config.json"
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: not a model or run folder; it does not exist")
+        reason = "it is a file" if folder.exists() else "it does not exist"
+        raise CheckpointError(f"{folder}: not a model or run folder; {reason}")
     if not os.path.lexists(path) and is_adapter(folder):
         path = Path(str(read_json(folder / ADAPTER).get("base_model_name_or_path"))) / path.name
         if not path.exists():

@@ -15,7 +15,7 @@ from seqloom.core.readable import short
 
 COLOURS = 8
 BANDS = 48
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34  # margins around the plot
 
 STYLE = """
 svg.chart{display:block;width:100%;height:auto;font:12px system-ui,sans-serif;font-variant-numeric:tabular-nums}

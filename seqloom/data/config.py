@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from seqloom.core.config import Ge, Gt, Interval, MinLen, config
 from seqloom.core.errors import ConfigError
 
+YOUR_DATA = "FILE"
+"""`path` of a recipe that works on the data of whoever trains it."""
+
 
 @config
 class SourceConfig:

@@ -18,7 +18,7 @@ from seqloom.data.sources import Source
 from seqloom.data.tokenizer import TextTokenizer
 
 UNPRINTABLE = r"[^\n\t\x20-\x7e\xa0-\U0010ffff]"
-EXAMPLE_LINES = 60
+EXAMPLE_LINES = 24
 """Most lines of the example that a terminal gets."""
 EXAMPLE_TITLES = {
     "documents": "first training row (tokens without a target between « and »):",

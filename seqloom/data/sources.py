@@ -12,6 +12,7 @@ from pathlib import Path
 
 from seqloom.core.errors import DataError
 from seqloom.core.extras import require
+from seqloom.data.config import YOUR_DATA
 from seqloom.data.corpora import BUILT_IN, CORPORA, builtin_files, read_builtin
 from seqloom.data.documents import Piece, Reading
 from seqloom.data.files import File, find, list_digest, seen
@@ -105,6 +106,8 @@ def open_source(name: str, text_field: str, kinds: Collection[str] = DOCUMENTS) 
     try:
         found = find(_split_folder(path), {"node_modules"}) if path.is_dir() else [seen(path, path.parent)]
     except FileNotFoundError:
+        if name == YOUR_DATA:
+            raise DataError("this recipe trains on data of your own, so name it: --data FILE") from None
         raise DataError(
             f"{path}: no such file or folder; also known: {', '.join(CORPORA)}, {HUGGING_FACE}NAME for a dataset"
         ) from None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from seqloom.data.config import DataConfig, SourceConfig
+from seqloom.data.config import YOUR_DATA, DataConfig, SourceConfig
 from seqloom.systems.hybrid_lm.config import (
     AttentionConfig,
     HybridConfig,
@@ -109,7 +109,7 @@ def finetune() -> Run:
         adapter=LoraConfig(),
         model=HybridConfig(pattern="-", vocab_size=8, width=8, mlp=MlpConfig(hidden_width=8)),
         task=TextTaskConfig(
-            data=DataConfig(sources=(SourceConfig(path="conversations.jsonl"),), form="conversations"),
+            data=DataConfig(sources=(SourceConfig(path=YOUR_DATA),), form="conversations"),
             sequence_length=1024,
             batch_rows=8,
             micro_rows=1,
