@@ -43,7 +43,7 @@ Begin with: seqloom demo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; leaves with code 2 after a user's mistake, 130 or 143 when interrupted, 1 after a slip of ours."""
+    """Entry point; leaves with code 2 after a user's mistake, 128 + N after signal N, 1 after a slip of ours."""
     rest = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in rest
     if debug:
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         if debug:
             raise
+        print("seqloom: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe has left; the interpreter must not try to flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,6 +21,9 @@ class Options:
 
     Example: seqloom train finetune --model downloads/nemotron --data chats.jsonl --out runs/tuned
 
+    Ctrl-C, SIGTERM and SIGUSR1 finish the step, save it and leave with code 130, 143 or 138; preparing data and
+    evaluating are given up at once, and a second signal acts at once everywhere. The same command goes on.
+
     Every setting of the run is an option too: seqloom train tiny --help lists them.
     """
 

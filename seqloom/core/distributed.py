@@ -41,6 +41,12 @@ class PeerFailed(SeqloomError):  # noqa: N818  # it is the other one that failed
         self.exit_code = code
 
 
+class RankLost(SeqloomError):  # noqa: N818  # a rank is lost, not an error
+    """Another rank is gone and has said nothing: it was killed, or its machine cannot be reached."""
+
+    exit_code = 1
+
+
 @dataclass(frozen=True)
 class Axis:
     """One direction of the grid as seen from this rank.
@@ -202,8 +208,15 @@ def joined(device: str) -> Iterator[None]:
         distributed.destroy_process_group()
     except BaseException as error:
         _end_in(GRACE_SECONDS, exit_code(error))  # a collective that still waits would keep this process alive
-        if not announce(error) and (failure := _failure()) is not None:
+        lost = RankLost(f"another rank is gone without a word, killed or cut off: {_first_line(error)}")
+        told = lost if _is_broken_line(error) else error
+        if announce(told):
+            if rank == 0:
+                time.sleep(2 * LOOK_SECONDS)  # perhaps it keeps the store in which the others will look
+        elif (failure := _failure()) is not None:
             raise PeerFailed(failure[2], failure[1]) from error
+        if told is lost:
+            raise lost from error
         raise
 
 
@@ -224,10 +237,21 @@ _turns = itertools.count()  # the same on all ranks, which take the same turns
 
 def _store() -> Any:
     """A connection of its own to the store that all ranks share."""
-    from torch import distributed
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch leaves it out of its list
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+
+
+def _is_broken_line(error: BaseException) -> bool:
+    """Whether a collective failed because a rank that it needs is not there."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def exit_code(error: BaseException) -> int:
@@ -252,32 +276,38 @@ def announce(error: BaseException) -> bool:
     return True
 
 
-def _failure(store: Any = None) -> tuple[int, int, str] | None:
-    """Rank, code and reason of the first failure."""
+def _failure() -> tuple[int, int, str] | None:
+    """Rank, code and reason of the first failure, if that can still be learned."""
     with contextlib.suppress(Exception):
-        store = store or _store()
-        if store.check([_FAILURE]):
-            rank, code, reason = store.get(_FAILURE).decode().split(" ", 2)
-            return int(rank), int(code), reason
+        return _read_failure(_store())
     return None
+
+
+def _read_failure(store: Any) -> tuple[int, int, str] | None:
+    if not store.check([_FAILURE]):
+        return None
+    rank, code, reason = store.get(_FAILURE).decode().split(" ", 2)
+    return int(rank), int(code), reason
 
 
 def _watch(rank: int) -> None:
     """End this process soon after another rank failed."""
-    store = None
-    while not _ended.wait(LOOK_SECONDS):
-        with contextlib.suppress(Exception):
-            store = store or _store()
-        if store is not None and (failure := _failure(store)) is not None:
-            if failure[0] != rank:
-                _end_in(GRACE_SECONDS, failure[1])
-            return
+    try:
+        store = _store()
+        while not _ended.wait(LOOK_SECONDS):
+            if (failure := _read_failure(store)) is not None:
+                if failure[0] != rank:
+                    _end_in(GRACE_SECONDS, failure[1])
+                return
+    except Exception:
+        if not _ended.is_set():
+            _end_in(GRACE_SECONDS, 1)  # who kept the store is gone
 
 
 def _wait_for(key: str) -> None:
     store = _store()
     while not store.check([key]):
-        if (failure := _failure(store)) is not None:
+        if (failure := _read_failure(store)) is not None:
             raise PeerFailed(failure[2], failure[1])
         time.sleep(LOOK_SECONDS)
 

@@ -20,6 +20,8 @@ from seqloom.data.tokenizer import TextTokenizer
 UNPRINTABLE = r"[^\n\t\x20-\x7e\xa0-\U0010ffff]"
 EXAMPLE_LINES = 24
 """Most lines of the example that a terminal gets."""
+WORTH_REPEATING = 4.0
+"""Times that text can be shown before another showing is worth much less than new text (Muennighoff et al. 2023)."""
 EXAMPLE_TITLES = {
     "documents": "first training row (tokens without a target between « and »):",
     "conversations": "first training row (between « and » what is read, but not learned):",
@@ -134,6 +136,11 @@ def _document_lines(source: dict[str, Any]) -> Iterator[str]:
     yield f"{source['documents']:,} documents, {source['bytes']:,} bytes, {_tokens(source)}"
     yield f"held back: {source['valid']['documents']:,} documents, {source['valid']['tokens']:,} tokens"
     yield _drawn(source)
+    if source["repeats"] > WORTH_REPEATING:
+        yield (
+            f"warning: beyond {WORTH_REPEATING:g} times, text teaches much less than new text would; add text, lower "
+            "its weight or train for fewer steps (task.data.max_repeats makes this an error)"
+        )
     yield f"longest document: {source['longest']['bytes']:,} bytes, {source['longest']['origin']}"
 
 

@@ -138,7 +138,7 @@ def refuse_idle_terms(model: nn.Module, task: Task, batch: list[Any], step: int)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     moving: dict[str, bool] = {}
     units = 0
-    for micro in batch:
+    for micro in task.smallest(batch):
         loss = task.loss(model, micro)
         units += loss.units
         for name, term in loss.terms.items():

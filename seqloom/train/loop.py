@@ -211,8 +211,9 @@ def _step(run: Run, task: Task, state: TrainState, monitor: Monitor, first: bool
         units += part.units
         for name, value in part.metrics.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.detach()
-    loss, units, *values = ranks.batch.total([float(total), units, *map(float, sums.values())])
-    refuse_nothing_to_learn(units := int(units), task, step)
+    loss, count, *values = ranks.batch.total([float(total), units, *map(float, sums.values())])
+    units = int(count)
+    refuse_nothing_to_learn(units, task, step)
     if first:
         refuse_missing_gradients(model)
 
@@ -274,12 +275,14 @@ def _build(run: Run, device: torch.device) -> tuple[Any, dict[str, Format]]:
 def _spread(
     run: Run, model: Any, task: Task, device: torch.device, memory: tuple[int, int], watch: Observer
 ) -> "Spread | None":
-    """Check a whole model on the main rank, then leave it with this rank's pieces; nothing if there is one rank only."""
+    """Check a whole model on the main rank, then leave it with this rank's pieces; nothing where there is one rank."""
     ranks = here()
     if ranks.size == 1:
         return None
     from seqloom.train.parallel.spread import Spread
 
+    if run.train.monitor_every is not None:
+        watch.on_message("train.monitor_every: the inside of a model is not measured over several processes yet")
     needed, available = memory
     if needed * ranks.size > available:
         watch.on_message("too large for one device: not checked beforehand whether every part of the loss learns")

@@ -122,7 +122,16 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, spread: "Spread 
         matrices = [parameter for parameter in names if parameter in hidden]
         dealt = {} if spread is None else _dealt_matrices(spread, {names[matrix]: matrix for matrix in matrices})
         parts.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay, dealt))
+    _assert_groups(parts, names, config)
     return Optimizers(parts, names)
+
+
+def _assert_groups(parts: list[torch.optim.Optimizer], names: dict[Tensor, str], config: OptimizerConfig) -> None:
+    """Read back from the groups as made: every parameter once, matrices decayed and vectors not."""
+    found = [(p, group["weight_decay"]) for part in parts for group in part.param_groups for p in group["params"]]
+    assert sorted(names[p] for p, _ in found) == sorted(names.values()), "each parameter belongs to one group"
+    wrong = [names[p] for p, decay in found if decay != (config.weight_decay if p.ndim >= 2 else 0.0)]
+    assert not wrong, f"in the wrong decay group: {wrong}"
 
 
 def _dealt_matrices(spread: "Spread", pieces: dict[str, Tensor]) -> dict[Tensor, Dealt]:

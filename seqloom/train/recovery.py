@@ -45,7 +45,7 @@ class Recovery:
         try:
             return step()
         except NumericsError as error:
-            self._state.model.zero_grad(set_to_none=True)
+            self._state.forget_gradients()
             with torch.no_grad():
                 for buffer, kept in buffers:  # what the forward pass counted
                     buffer.copy_(kept)

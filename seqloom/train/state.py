@@ -113,9 +113,10 @@ class TrainState:
         return self.spread.norm() if self.spread else float(nn.utils.get_total_norm(gradients))
 
     def forget_gradients(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-        for piece in self.spread.pieces.values() if self.spread else ():
-            piece.grad = None
+        if self.spread:
+            self.spread.forget_gradients()
+        else:
+            self.model.zero_grad(set_to_none=True)
 
     def contents(self, task: Task) -> StepContents:
         """What to write down of this moment; the tensors themselves, which the next step changes, or what all processes

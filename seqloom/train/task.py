@@ -52,6 +52,10 @@ class Task(Protocol):
         fixed data."""
         ...
 
+    def smallest(self, batch: list[Any]) -> list[Any]:
+        """The same batch in micro-batches as small as they can be, for a look that needs little memory."""
+        ...
+
     def loss(self, model: nn.Module, micro: Any) -> Loss:
         """Forward pass and loss of one micro-batch."""
         ...

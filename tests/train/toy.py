@@ -82,6 +82,9 @@ class ToyTask:
         pieces = zip(rows.split(self.run.task.micro), counted.split(self.run.task.micro), strict=True)
         return [(step, *piece) for piece in pieces]
 
+    def smallest(self, batch: list[tuple[int, Tensor, Tensor]]) -> list[tuple[int, Tensor, Tensor]]:
+        return [(step, *piece) for step, *whole in batch for piece in zip(*(t.split(1) for t in whole), strict=True)]
+
     def loss(self, model: nn.Module, micro: tuple[int, Tensor, Tensor]) -> Loss:
         step, rows, counted = micro
         faulty = 0 <= step - self.run.task.fault_step < self.run.task.fault_length

@@ -80,4 +80,6 @@ def _either(name: str, size: int, count: int, tensor: int) -> list[str]:
     size //= tensor  # what does not divide is named elsewhere
     if size == 0 or size % count == 0 or count % size == 0:
         return []
-    return [f"{name} = {size} (on one tensor rank) neither divides train.parallel.context = {count} nor is divided by it"]
+    return [
+        f"{name} = {size} (on one tensor rank) neither divides train.parallel.context = {count} nor is divided by it"
+    ]

@@ -56,13 +56,14 @@ def measure(model: HybridLM, rows: RowSource, limit: int, batch_rows: int, token
         targets = batch.targets[batch.targets != NO_TARGET]
         tokens += len(targets)
         n_bytes += int(token_bytes[targets].sum())
-    nats, tokens, n_bytes = ranks.batch.total([nats, tokens, n_bytes])
+    nats, *counts = ranks.batch.total([nats, tokens, n_bytes])
+    tokens, n_bytes = map(int, counts)
     return {
         "loss": nats / tokens,
         "bits_per_byte": bits_per_byte(nats, n_bytes),
         "perplexity": perplexity(nats, tokens),
-        "tokens": int(tokens),
-        "bytes": int(n_bytes),
+        "tokens": tokens,
+        "bytes": n_bytes,
     }
 
 

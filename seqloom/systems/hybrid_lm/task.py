@@ -45,6 +45,11 @@ class Micro(NamedTuple):
     bits_scale: float
     ahead: list[Int[Tensor, "B T"]]
 
+    def split(self, size: int) -> list["Micro"]:
+        """The same in pieces of so many rows."""
+        pieces = zip(*(tensor.split(size) for tensor in (*self.rows, *self.ahead)), strict=True)
+        return [self._replace(rows=Rows(*piece[:3]), ahead=list(piece[3:])) for piece in pieces]
+
 
 class TextTask:
     """Language modelling on the data of a run."""
@@ -72,8 +77,8 @@ class TextTask:
         refuse_leaks(model)
 
     def next_batch(self, model: nn.Module, step: int) -> list[Micro]:
-        """The micro-batches of a step: rows step·B to (step+1)·B of the run's fixed order, of which each data rank takes
-        its share in one piece, and each context rank its stretch of every row."""
+        """The micro-batches of a step: rows step·B to (step+1)·B of the run's fixed order. Each data rank takes its share
+        in one piece, and each context rank its stretch of every row."""
         count = self.run.task.batch_rows
         batch = self._to_device(self.data.train.rows(range(step * count, (step + 1) * count)))
         targets = _count(batch.targets)
@@ -81,9 +86,12 @@ class TextTask:
         ahead = [targets_ahead(batch, depth) for depth in range(1, depths + 1)]
         mtp_scale = [targets / count_ahead if count_ahead else 0.0 for count_ahead in map(_count, ahead)]
         bits_scale = targets / max(1, self._bytes(batch.targets)) / math.log(2)
-        size = self.run.task.micro_rows or count
-        pieces = zip(*(_mine(tensor).split(size) for tensor in (*batch, *ahead)), strict=True)
-        return [Micro(Rows(*piece[:3]), mtp_scale, bits_scale, list(piece[3:])) for piece in pieces]
+        mine = Micro(Rows(*map(_mine, batch)), mtp_scale, bits_scale, [_mine(later) for later in ahead])
+        return mine.split(self.run.task.micro_rows or count)
+
+    def smallest(self, batch: list[Micro]) -> list[Micro]:
+        """The batch row by row."""
+        return [row for micro in batch for row in micro.split(1)]
 
     def loss(self, model: nn.Module, micro: Micro) -> Loss:
         """Main, look-ahead and balance losses of one micro-batch, as sums."""

@@ -116,4 +116,5 @@ def to_tokens(x: Float[Tensor, "B S C"], axis: Axis) -> Float[Tensor, "B T W"]:
 def _exchanged(parts: Float[Tensor, "R B T C"], axis: Axis) -> Float[Tensor, "R B T C"]:
     """Part r goes to rank r; the result's part r came from it."""
     rows = [parts.shape[1]] * axis.count
-    return all_to_all_single_autograd(parts.flatten(0, 1).contiguous(), rows, rows, axis.mesh.get_group()).view_as(parts)
+    sent = parts.flatten(0, 1).contiguous()
+    return all_to_all_single_autograd(sent, rows, rows, axis.mesh.get_group()).view_as(parts)

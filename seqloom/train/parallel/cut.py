@@ -46,7 +46,8 @@ class Cut:
 
 def deal(sizes: list[int], count: int) -> Tensor:
     """The order that gives each of `count` ranks an equal stretch of every block of these sizes."""
-    pieces, start = [[] for _ in range(count)], 0
+    pieces: list[list[Tensor]] = [[] for _ in range(count)]
+    start = 0
     for size in sizes:
         for rank, stretch in enumerate(torch.arange(start, start + size).chunk(count)):
             pieces[rank].append(stretch)

@@ -32,9 +32,9 @@ def shard(model: nn.Module, ranks: Ranks) -> None:
                 kept |= set(module.parameters())
     for unit in list(_units(model)):
         fully_shard(unit, mesh=ranks.batch.mesh, ignored_params=kept)
-    root = fully_shard(model, mesh=ranks.batch.mesh, reshard_after_forward=False, ignored_params=kept)
+    fully_shard(model, mesh=ranks.batch.mesh, reshard_after_forward=False, ignored_params=kept)
     for method in getattr(model, "entered_by", ()):
-        register_fsdp_forward_method(root, method)
+        register_fsdp_forward_method(model, method)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -78,15 +78,22 @@ class Spread:
 
     def whole_matrices(self, name: str) -> bool:
         """Whether a piece of a stack of matrices holds whole matrices of it."""
-        if any(cut.dim > 0 for cut in self._cuts.of(name)):
-            return False
-        return self._parameters[name].ndim > 2 or not isinstance(self._parameters[name], DTensor)
+        dims = [cut.dim for cut in self._cuts.of(name)]
+        if isinstance(self._parameters[name], DTensor):
+            dims.append(0)
+        return all(dim < self._parameters[name].ndim - 2 for dim in dims)
 
     def hand_over(self) -> None:
         """Give each piece its piece of the gradient."""
         for name, piece in self.pieces.items():
             gradient = self._parameters[name].grad
             piece.grad = None if gradient is None else own(gradient)
+
+    def forget_gradients(self) -> None:
+        let_go(self._model)  # else a forward pass without a backward pass leaves other parameters in their place
+        self._model.zero_grad(set_to_none=True)
+        for piece in self.pieces.values():
+            piece.grad = None
 
     def norm(self) -> float:
         """The norm of all gradients that were handed over, on all ranks; collective."""
@@ -167,5 +174,7 @@ def _without_memory(model: nn.Module) -> nn.Module:
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    home = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers
-    home[leaf] = tensor
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor, persistent=leaf not in module._non_persistent_buffers_set)

@@ -75,7 +75,8 @@ def _surround(module: nn.Module, mesh: DeviceMesh) -> None:
         return tuple(_shared(x, mesh) if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
 
     def leave(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return DTensor.from_local(output, mesh, [Partial()], run_check=False).redistribute(mesh, [Replicate()]).to_local()
+        part = DTensor.from_local(output, mesh, [Partial()], run_check=False)
+        return part.redistribute(mesh, [Replicate()]).to_local()
 
     module.register_forward_pre_hook(enter)
     module.register_forward_hook(leave)
