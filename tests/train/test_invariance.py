@@ -154,4 +154,4 @@ def _micros(batch: list[Rows]) -> list[Micro]:
     counts = [sum(int((later[depth] != NO_TARGET).sum()) for later in ahead) for depth in range(2)]
     units = sum(int((rows.targets != NO_TARGET).sum()) for rows in batch)
     scales = [units / count for count in counts]
-    return [Micro(rows, scales, 1.0, later) for rows, later in zip(batch, ahead, strict=True)]
+    return [Micro(rows, scales, 1.0, 1.0, later) for rows, later in zip(batch, ahead, strict=True)]

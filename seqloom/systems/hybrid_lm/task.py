@@ -37,12 +37,14 @@ class Micro(NamedTuple):
     Attributes:
         mtp_scale: per depth, main targets over targets of this depth, in the whole step.
         bits_scale: targets over (bytes · ln 2) in the whole step: turns nats per target into bits per byte.
+        balance_scale: targets over tokens in the whole step: every token is routed, learned or not.
         ahead: targets of each depth of the prediction block.
     """
 
     rows: Rows
     mtp_scale: list[float]
     bits_scale: float
+    balance_scale: float
     ahead: list[Int[Tensor, "B T"]]
 
     def split(self, size: int) -> list["Micro"]:
@@ -77,8 +79,9 @@ class TextTask:
         refuse_leaks(model)
 
     def next_batch(self, model: nn.Module, step: int) -> list[Micro]:
-        """The micro-batches of a step: rows step·B to (step+1)·B of the run's fixed order. Each data rank takes its share
-        in one piece, and each context rank its stretch of every row."""
+        """The micro-batches of a step: rows step·B to (step+1)·B of the run's fixed order.
+
+        Each data rank takes its share in one piece, and each context rank its stretch of every row."""
         count = self.run.task.batch_rows
         batch = self._to_device(self.data.train.rows(range(step * count, (step + 1) * count)))
         targets = _count(batch.targets)
@@ -86,7 +89,8 @@ class TextTask:
         ahead = [targets_ahead(batch, depth) for depth in range(1, depths + 1)]
         mtp_scale = [targets / count_ahead if count_ahead else 0.0 for count_ahead in map(_count, ahead)]
         bits_scale = targets / max(1, self._bytes(batch.targets)) / math.log(2)
-        mine = Micro(Rows(*map(_mine, batch)), mtp_scale, bits_scale, [_mine(later) for later in ahead])
+        balance_scale = targets / max(1, int((batch.documents >= 0).sum()))
+        mine = Micro(Rows(*map(_mine, batch)), mtp_scale, bits_scale, balance_scale, [_mine(later) for later in ahead])
         return mine.split(self.run.task.micro_rows or count)
 
     def smallest(self, batch: list[Micro]) -> list[Micro]:
@@ -115,7 +119,7 @@ class TextTask:
                     terms[f"mtp_{depth}_loss"] = weighted
                 metrics[f"mtp_{depth}_loss"] = mean_sum.detach()
         if self.run.model.moe is not None and routings:
-            balance = torch.stack([routing.balance for routing in routings]).sum()
+            balance = torch.stack([routing.balance for routing in routings]).sum() * micro.balance_scale
             weighted = self.run.model.moe.balance_weight * balance
             total = total + weighted
             if self.run.model.moe.balance_weight > 0:

@@ -51,13 +51,24 @@ def test_loss_is_main_plus_mean_look_ahead_plus_balance(run, task):
 
     main = mean(hidden, rows.targets)
     ahead = [mean(state, targets_ahead(rows, depth)) for depth, state in enumerate(results, start=1)]
-    balance = sum(r.balance for r in [*routings, *more]) / loss.units
+    balance = sum(r.balance for r in [*routings, *more]) / int((rows.documents >= 0).sum())
     wanted = main + run.model.mtp.loss_weight / 2 * sum(ahead) + run.model.moe.balance_weight * balance
     torch.testing.assert_close(loss.total / loss.units, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss.metrics["loss"] / loss.units, main, atol=1e-5, rtol=1e-5)
     n_bytes = task.data.tokenizer.token_bytes[rows.targets[rows.targets >= 0].numpy()].sum()
     bits = main.item() * loss.units / n_bytes / math.log(2)
     assert loss.metrics["bits_per_byte"].item() / loss.units == pytest.approx(bits, rel=1e-5)
+
+
+def test_balance_weighs_the_same_where_few_tokens_are_learned(run, task, monkeypatch):
+    model = build(run)
+    (whole,) = task.next_batch(model, 0)
+    rows = whole.rows
+    few = rows._replace(targets=rows.targets.where(torch.rand(rows.targets.shape) < 0.1, torch.tensor(-100)))
+    monkeypatch.setattr(task.data.train, "rows", lambda positions: few)
+    (masked,) = task.next_batch(model, 0)
+    balances = [loss.metrics["balance_loss"] / loss.units for loss in (task.loss(model, m) for m in (whole, masked))]
+    torch.testing.assert_close(balances[1], balances[0])
 
 
 @pytest.mark.parametrize("micro_rows", [1, 2])
