@@ -156,13 +156,13 @@ def make_folder(folder: Path, billions: float) -> int:
     from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, MambaConfig, MlpConfig
     from seqloom.systems.hybrid_lm.convert import convert
 
-    width = 64 * round((billions * 1e9 / 330) ** 0.5 / 64)  # about 330 width² parameters, tables left aside
+    width = 128 * round((billions * 1e9 / 210) ** 0.5 / 128)  # about 210 width² parameters beside the tables
     config = HybridConfig(
         pattern="M-M-M*-M-M-M*-M-M-M-M-M*-M-M-",
         vocab_size=8192,
         width=width,
         mamba=MambaConfig(heads=2 * width // 64, head_width=64, state_width=128, groups=2, chunk=64),
-        attention=AttentionConfig(heads=width // 64, kv_heads=width // 128 or 1, head_width=64),
+        attention=AttentionConfig(heads=width // 64, kv_heads=width // 128, head_width=64),
         mlp=MlpConfig(hidden_width=4 * width),
     )
     torch.manual_seed(0)

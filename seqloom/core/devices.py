@@ -30,6 +30,15 @@ def available_bytes(device: torch.device) -> int:
     return min([_system_bytes(), *_cgroup_bytes(Path("/"))])
 
 
+def held_bytes(tensors: int, device: torch.device) -> int:
+    """What a process takes of a device for so many bytes in tensors.
+
+    The C library's allocator keeps what was freed in places that later tensors do not fit into: on trainings of 150 MB
+    to 1.5 GB between 1.2 and 1.5 times the tensors' peak were resident on Linux. CUDA's caching allocator rounds up.
+    """
+    return int(tensors * (1.1 if device.type == "cuda" else 1.3))
+
+
 def used_bytes(device: torch.device) -> int:
     """The most memory this process has held on a device so far, in bytes (on the CPU: peak resident size)."""
     if device.type == "cuda":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqloom.core.checkpoint.identity import differing, read_identity
 from seqloom.core.config import parse, read_yaml, to_data
-from seqloom.core.devices import available_bytes
+from seqloom.core.devices import available_bytes, held_bytes
 from seqloom.core.distributed import here
 from seqloom.core.errors import CheckpointError, ConfigError, DataError, NumericsError
 from seqloom.train.run import Run
@@ -93,7 +93,8 @@ def refuse_too_large(run: Run, device: torch.device) -> tuple[int, int]:
         ConfigError: it will not fit; the settings that lower the need are named.
     """
     ranks = here()
-    needed, available = run.model.training_bytes(run) // ranks.size, available_bytes(device)  # spread about evenly
+    needed = held_bytes(run.model.training_bytes(run) // ranks.size, device)  # spread about evenly
+    available = available_bytes(device)
     if device.type == "cpu":
         available //= ranks.local_size
     if needed > available:

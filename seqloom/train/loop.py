@@ -114,6 +114,10 @@ def _make_ready(
         task = run.task.build(run, device, watch.on_prepare)
     model, formats = _build(run, device)
     spread = _spread(run, model, task, device, memory, watch)
+    if spread is not None and run.train.async_save:
+        raise ConfigError(
+            "train.async_save: several processes write a checkpoint together, and wait for it; set it false"
+        )
     state = TrainState(model, build_optimizers(model, run.train.optimizer, spread), base, spread)
     if found:
         state.read(found[1], task)

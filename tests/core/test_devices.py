@@ -83,3 +83,8 @@ def test_in_a_container_the_limit_stands_at_the_top(tmp_path: Path) -> None:
 
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert devices._cgroup_bytes(tmp_path) == []
+
+
+def test_an_allocator_holds_more_than_its_tensors() -> None:
+    assert devices.held_bytes(1000, torch.device("cpu")) == 1300
+    assert devices.held_bytes(1000, torch.device("cuda")) == 1100

@@ -60,6 +60,7 @@ def test_lines_are_plain_and_complete(folder: Path) -> None:
         "a.jsonl:3: no field 'text'; keys here: body",
         "not read: 1 .csv",
         "10 of 1 rows (10.00 times), 100.0% of training",
+        "warning: beyond 4 times, text teaches much less than new text would",
         "       0 | ",
         "       1 | ",
         "«</s>»",
@@ -67,6 +68,13 @@ def test_lines_are_plain_and_complete(folder: Path) -> None:
         assert expected in text
     assert text.replace("\n", "").isprintable()
     assert max(map(len, lines)) < 200
+
+
+def test_text_shown_a_few_times_is_no_warning(folder: Path) -> None:
+    found = report(folder)
+    for source in found["sources"]:
+        source["repeats"] = 4.0
+    assert "warning" not in "\n".join(report_lines(found))
 
 
 def test_a_built_in_corpus_names_the_python_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

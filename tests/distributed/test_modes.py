@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqloom.core.checkpoint.tensors import load_tensors
 from seqloom.core.logs import read_metrics
-from seqloom.systems.hybrid_lm.config import Run
+from seqloom.systems.hybrid_lm.config import LoraConfig, Run
 
 QUICK = {
     "data 2": (2, {}),
@@ -50,7 +50,8 @@ def result(go: Go, folder: Path, mode: str, **order: object) -> Result:
     ended = go(folder, ranks, parallel=tuple(parallel.items()), gradients=str(kept), **order)
     assert ended.codes == [0] * ranks, ended.errors
     log = read_metrics(folder / "metrics.jsonl")
-    return Result(load_tensors(kept), log, load_tensors(folder / "model.safetensors"))
+    (weights,) = folder.glob("*model.safetensors")
+    return Result(load_tensors(kept), log, load_tensors(weights))
 
 
 def worst(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -97,3 +98,19 @@ def test_micro_batches_and_recomputed_layers_change_nothing(go: Go, alone: Resul
     changes = (("activation_checkpointing", True), ("steps", 1))
     spread = result(go, tmp_path / "run", "data 2, context 2", of=small, changes=changes)
     assert worst(alone.gradients, spread.gradients) < 1e-6
+
+
+@pytest.mark.full
+def test_adapters_are_spread_like_any_weights(go: Go, run: Run, tmp_path: Path) -> None:
+    assert go(tmp_path / "base", 1, changes=(("steps", 1),)).codes == [0]
+    optimizer = replace(run.train.optimizer, kind="adamw")
+    tuned = replace(run, train=replace(run.train, steps=1, optimizer=optimizer)).starting_from(str(tmp_path / "base"))
+    tuned = replace(tuned, adapter=LoraConfig(rank=2))
+    alone, spread = (result(go, tmp_path / mode, mode, of=tuned) for mode in ("alone", "data 2"))
+    assert worst(learned(alone.gradients), learned(spread.gradients)) < 1e-6
+    assert alone.weights.keys() == spread.weights.keys()
+
+
+def learned(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those that are not zero altogether, as A's are while B is zero."""
+    return {name: gradient for name, gradient in gradients.items() if gradient.any()}

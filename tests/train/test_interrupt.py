@@ -159,7 +159,14 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.full),
+    ],
+)
 def test_a_process_ends_with_the_code_of_its_signal(
     number: int, code: int, whole: dict[str, Any], tmp_path: Path
 ) -> None:

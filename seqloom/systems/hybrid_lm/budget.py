@@ -1,4 +1,4 @@
-"""What a hybrid model costs: parameters, tensors, arithmetic, cache and state, training memory. Pure arithmetic.
+"""What a hybrid model costs: parameters, tensors, arithmetic, cache and state. Pure arithmetic.
 
 Per layer, including its input norm (h width, d inner width, c conv channels, i latent or full width):
 
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from seqloom.nn.pattern import KINDS, parse_pattern
-from seqloom.systems.hybrid_lm.config import HybridConfig, Run
+from seqloom.systems.hybrid_lm.config import HybridConfig
 
 
 @dataclass(frozen=True)
@@ -187,48 +187,6 @@ def layer_tensors(letter: str, config: HybridConfig, stacked: bool = False) -> i
     return (2 if stacked else 2 * config.moe.experts) + 5 + (2 if config.moe.latent_width else 0)
 
 
-def training_bytes(run: Run) -> int:
-    """Estimated peak memory of training: weights, gradients, optimizer state, activations of one micro-batch.
-
-    Activations are what each layer keeps for its backward pass. The process itself (interpreter, torch, tokenizer) is
-    not counted: it is there before anything is allocated.
-    """
-    config, task = run.model, run.task
-    tokens = (task.micro_rows or task.batch_rows) * task.sequence_length
-    wide = 2 if run.precision.activations == "bf16" else 4
-    depth = config.mtp.depth if config.mtp and config.mtp.loss_weight else 0
-    kept = [_kept_numbers(letter, config) for letter in parse_pattern(config.pattern)]
-    ahead = [_kept_numbers(letter, config) for letter in config.mtp.pattern * depth] if config.mtp else []
-    layers = len(kept) * config.width + max(kept) if run.train.activation_checkpointing else sum(kept)
-    activations = wide * tokens * (layers + sum(ahead) + 2 * (1 + depth) * config.width)
-    if run.adapter is not None:  # measured: between widened weights of many sizes the allocator leaves gaps
-        activations += activations // 2
-    masks = 8 * task.sequence_length * tokens if "*" in config.pattern else 0  # which key each query may see
-    return _weight_bytes(run, wide, depth) + activations + masks
-
-
-def _weight_bytes(run: Run, wide: int, depth: int) -> int:
-    """What weights take while they are trained, or frozen under adapters that are.
-
-    Args:
-        wide: bytes of a number as it is computed with.
-        depth: applications of the prediction block that are learned from.
-    """
-    cost, head = budget(run.model), run.model.vocab_size * run.model.width
-    trained = 4 + 4 + 8 + 8  # a weight, its gradient, two moments, and the optimizer's temporaries
-    if run.adapter is None:
-        return (
-            trained * (cost.parameters + cost.mtp_parameters) + 4 * (1 + depth) * head
-        )  # the head's gradients at once
-    from seqloom.systems.hybrid_lm.adapter_targets import choose_targets
-    from seqloom.systems.hybrid_lm.fine_tune import stored_width
-
-    stored = stored_width(run)
-    widened = wide * head if stored != wide else 0  # frozen matrices are widened one by one; the head is the largest
-    adapters = choose_targets(run.model, run.adapter).parameters
-    return stored * (cost.parameters + cost.mtp_parameters) + widened + trained * adapters
-
-
 def headline(config: HybridConfig) -> dict[str, int]:
     """What `seqloom list` prints about a model."""
     cost = budget(config)
@@ -262,28 +220,6 @@ def _fp32_parameters(letter: str, config: HybridConfig) -> int:
         assert config.moe is not None
         return config.moe.experts
     return 0
-
-
-def _kept_numbers(letter: str, config: HybridConfig) -> int:
-    """Numbers per token that a layer keeps for its backward pass (inputs of each product and nonlinearity)."""
-    h = config.width
-    if letter == "M":
-        assert config.mamba is not None
-        m = config.mamba
-        inner = m.heads * m.head_width
-        conv = inner + 2 * m.groups * m.state_width
-        # norm, projection, convolution in and out, scan and its states, skip, gate, grouped norm
-        return 3 * h + 2 * conv + 9 * inner + inner * m.state_width // m.chunk
-    if letter == "*":
-        assert config.attention is not None
-        a = config.attention
-        return 3 * h + a.head_width * (2 * a.heads + 2 * a.kv_heads)
-    if letter == "-":
-        assert config.mlp is not None
-        return 3 * h + 3 * config.mlp.hidden_width
-    assert config.moe is not None
-    e = config.moe
-    return 4 * h + 3 * e.shared_width + e.top_k * e.expert_width + 3 * (e.latent_width or h) + 6 * e.experts
 
 
 def _scan_flops(config: HybridConfig) -> int:

@@ -148,8 +148,8 @@ class HybridConfig:
         return HybridLM(self)
 
     def training_bytes(self, run: "Run") -> int:
-        """Estimated peak memory of training, in bytes."""
-        from seqloom.systems.hybrid_lm.budget import training_bytes
+        """Estimated peak of all tensors of a training, in bytes."""
+        from seqloom.systems.hybrid_lm.training_memory import training_bytes
 
         return training_bytes(run)
 

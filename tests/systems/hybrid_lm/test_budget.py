@@ -156,7 +156,7 @@ def test_what_is_shown_are_the_same_figures():
 
 def test_activation_checkpointing_and_micro_batches_lower_the_training_estimate():
     import seqloom
-    from seqloom.systems.hybrid_lm.budget import training_bytes
+    from seqloom.systems.hybrid_lm.training_memory import training_bytes
 
     run = seqloom.recipe("hybrid_lm/tiny")
     small = dataclasses.replace(run, task=dataclasses.replace(run.task, micro_rows=1))

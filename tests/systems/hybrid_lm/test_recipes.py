@@ -7,9 +7,10 @@ import yaml
 import seqloom
 from seqloom.core.config import check, parse, to_yaml
 from seqloom.core.rooms import recipes
-from seqloom.systems.hybrid_lm.budget import budget, training_bytes
+from seqloom.systems.hybrid_lm.budget import budget
 from seqloom.systems.hybrid_lm.config import Run
 from seqloom.systems.hybrid_lm.published import MODELS
+from seqloom.systems.hybrid_lm.training_memory import training_bytes
 
 NAMES = [name for name in recipes() if name.startswith("hybrid_lm/")]
 OURS = [name for name in NAMES if name.split("/")[1] not in MODELS]
