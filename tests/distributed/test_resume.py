@@ -52,10 +52,8 @@ def test_stopped_and_resumed_on_as_many_it_is_the_same_run(go: Go, tmp_path: Pat
 
 @pytest.mark.full
 def test_one_two_four_one(go: Go, run: Run, tmp_path: Path) -> None:
-    """Each time cut in another way, with AdamW for all, saved in the background, and moved to another folder."""
-    adamw = replace(
-        run, train=replace(run.train, optimizer=replace(run.train.optimizer, kind="adamw"), async_save=True)
-    )
+    """Each time cut in another way, with AdamW for all, and moved to another folder."""
+    adamw = replace(run, train=replace(run.train, optimizer=replace(run.train.optimizer, kind="adamw")))
     whole, first, second = tmp_path / "whole", tmp_path / "first", tmp_path / "second"
     assert go(whole, 1, of=adamw).codes == [0]
     stop(go, first, 1, 1, of=adamw)
