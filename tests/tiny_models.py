@@ -93,3 +93,15 @@ def excite(module: nn.Module, seed: int = 7) -> nn.Module:
 def tokens(batch: int = 2, length: int = 40, seed: int = 1) -> torch.Tensor:
     """Random token ids clear of pad, bos and eos."""
     return torch.randint(3, 256, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+class Nothing:
+    """A tokenizer for token ids that are never shown."""
+
+    bos, eos, size = 1, 2, 256
+
+    def encode(self, text):
+        return []
+
+    def decode(self, ids):
+        return ""

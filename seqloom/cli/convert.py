@@ -70,7 +70,7 @@ def convert(
 
 
 def _lines(folder: Path, into: Path, converted: Any, compared: Any) -> list[str]:
-    from seqloom.cli.display import size
+    from seqloom.core.readable import size
 
     stored = ", ".join(f"{size(count)} {dtype}" for dtype, count in converted.stored_as.items())
     lines = [f"{into}: {converted.tensors:,} tensors from {folder}, {stored}"]

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from seqloom.core.readable import duration, size
 from seqloom.data.report import report_lines
 from seqloom.train.observer import Observer, StartReport
 
@@ -121,19 +122,3 @@ def measures(metrics: dict[str, float]) -> str:
     """Measures by name on one line; counts are whole numbers."""
     shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for name, value in metrics.items()}
     return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in shown.items() if name != "step")
-
-
-def size(n_bytes: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

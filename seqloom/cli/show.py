@@ -13,6 +13,7 @@ from seqloom.core import rooms
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.config import to_data, to_yaml
 from seqloom.core.errors import ConfigError
+from seqloom.core.readable import binary
 from seqloom.train.run import TO_BE_NAMED
 
 
@@ -136,12 +137,3 @@ def readable(name: str, value: Any, digits: int = 0) -> str:
         return text if text.isprintable() else repr(text)  # names from a folder of other origin
     number = f"{value:{digits},}"
     return f"{number}  {binary(value)}" if "bytes" in name and value >= 1024 else number
-
-
-def binary(n_bytes: float) -> str:
-    """Bytes in units of 1024, as memory is counted."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} TiB"

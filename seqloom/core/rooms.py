@@ -18,15 +18,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from seqloom.core.checkpoint.json_file import read_json, shown
+from seqloom.core.checkpoint.json_file import read_config, read_json, shown
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.errors import CheckpointError, ConfigError
 
 ADAPTER = "adapter_config.json"
 """The file that makes a folder one of adapters, which are read together with the model they sit on."""
-
-_INFINITY_IN = ("time_step_limit", "mamba_dt_limit")
-"""Fields of a config.json in which published files write a bare Infinity."""
 
 
 def systems() -> list[str]:
@@ -153,7 +150,7 @@ def _model_type(folder: Path) -> str:
             raise CheckpointError(f"{folder}: the model that the adapter sits on is not at {shown(str(path.parent))}")
     elif not os.path.lexists(path):
         raise CheckpointError(f"{folder}: not a model or run folder; there is no config.json in it")
-    kind = read_json(path, infinity_in=_INFINITY_IN).get("model_type")
+    kind = read_config(path).get("model_type")
     if not isinstance(kind, str):
         raise CheckpointError(f"{path}: not a model's configuration; it names no model_type")
     return kind

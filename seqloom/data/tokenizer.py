@@ -20,7 +20,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from seqloom.core.checkpoint.json_file import read_json
+from seqloom.core.checkpoint.json_file import read_config
 from seqloom.core.errors import CheckpointError, DataError
 from seqloom.data.chat_template import ChatTemplate
 from seqloom.data.sentencepiece_model import convert
@@ -303,7 +303,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     try:
-        return read_json(path, infinity_in=("time_step_limit", "mamba_dt_limit"))
+        return read_config(path)
     except CheckpointError as error:
         raise DataError(str(error)) from None
 

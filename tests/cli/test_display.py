@@ -3,10 +3,9 @@
 import io
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
-from seqloom.cli.display import Display, duration, size
+from seqloom.cli.display import Display
 from seqloom.core.rooms import recipe
 from seqloom.train.observer import StartReport
 
@@ -78,15 +77,3 @@ def test_a_terminal_gets_one_live_line() -> None:
     assert f"20/{STEPS}" in text
     assert f"step 10/{STEPS}" not in text
     assert "validation after step 20" in text
-
-
-@pytest.mark.parametrize(
-    ("n_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (5e9, "5 GB"), (2e13, "20 TB")]
-)
-def test_sizes(n_bytes: float, text: str) -> None:
-    assert size(n_bytes) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

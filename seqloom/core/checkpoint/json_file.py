@@ -19,6 +19,8 @@ from seqloom.core.errors import CheckpointError
 _DEPTH = 64
 _VALUES = 600_000
 _DIGITS = 40
+_INFINITY_IN = ("time_step_limit", "mamba_dt_limit")
+"""Fields of a config.json in which published files write a bare Infinity."""
 
 
 class _RefusedError(Exception):
@@ -41,6 +43,11 @@ def read_json(path: Path, *, limit: int = 16 << 20, infinity_in: tuple[str, ...]
         data = bytearray(size)
         read_into(descriptor, memoryview(data), 0)
     return parse_json(data, str(path), infinity_in=infinity_in)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the config.json of a model folder, as `read_json`, with the one liberty that published files take."""
+    return read_json(path, infinity_in=_INFINITY_IN)
 
 
 def parse_json(data: bytes | bytearray, source: str, *, infinity_in: tuple[str, ...] = ()) -> dict[str, Any]:

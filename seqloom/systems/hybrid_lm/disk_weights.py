@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from seqloom.core.checkpoint import manifest
-from seqloom.core.checkpoint.json_file import read_json, shown
+from seqloom.core.checkpoint.json_file import shown
 from seqloom.core.checkpoint.tensor_folder import MOST_TENSORS, Planned, TensorFolder
 from seqloom.core.errors import CheckpointError
 from seqloom.systems.hybrid_lm.model import HybridLM
-from seqloom.systems.hybrid_lm.public_config import INFINITY_IN, read_public
+from seqloom.systems.hybrid_lm.public_config import open_public
 
 CONFIG, QUANTIZED = "config.json", "hf_quant_config.json"
 EXPERT_AXES, OUT_IN, IN_OUT = "expert_axes", "expert out in", "expert in out"
@@ -83,7 +83,7 @@ class DiskWeights:
         if (folder / QUANTIZED).exists():
             raise CheckpointError(f"{folder / QUANTIZED}: quantized weights are not read here yet")
         self.folder = folder
-        self.public = read_public(read_json(folder / CONFIG, infinity_in=INFINITY_IN), str(folder / CONFIG))
+        self.public = open_public(folder / CONFIG)
         self._tensors = TensorFolder(folder)
         self.entries: dict[str, Weight] = {}
         for source, entry in self._tensors.entries.items():

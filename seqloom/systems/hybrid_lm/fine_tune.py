@@ -20,7 +20,7 @@ from seqloom.systems.hybrid_lm.adapter_targets import choose_targets
 from seqloom.systems.hybrid_lm.config import HybridConfig, Run
 from seqloom.systems.hybrid_lm.folder import read_model, read_weights
 from seqloom.systems.hybrid_lm.model import Attached, HybridLM
-from seqloom.systems.hybrid_lm.public_config import INFINITY_IN, PublicConfig, read_public
+from seqloom.systems.hybrid_lm.public_config import PublicConfig, open_public
 
 TRAINING_ONLY = {"moe": ("bias_rate", "balance_weight"), "mtp": ("depth", "loss_weight")}
 """Settings that steer training and are no property of the stored model; a run's own are kept."""
@@ -37,8 +37,7 @@ def read_base_config(folder: Path) -> PublicConfig:
         raise ConfigError(
             f"{folder}: holds adapters, not a model; merge them first: seqloom merge {folder} --out FOLDER"
         )
-    path = folder / "config.json"
-    return read_public(read_json(path, infinity_in=INFINITY_IN), str(path))
+    return open_public(folder / "config.json")
 
 
 class Inherited(NamedTuple):

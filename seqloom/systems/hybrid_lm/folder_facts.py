@@ -14,7 +14,7 @@ from seqloom.systems.hybrid_lm.adapter import STEM, read_settings
 from seqloom.systems.hybrid_lm.budget import budget
 from seqloom.systems.hybrid_lm.config import HybridConfig
 from seqloom.systems.hybrid_lm.disk_weights import CONFIG, DiskWeights
-from seqloom.systems.hybrid_lm.public_config import INFINITY_IN, read_public
+from seqloom.systems.hybrid_lm.public_config import open_public
 
 
 def read_facts(folder: Path) -> tuple[HybridConfig, dict[str, Any]]:
@@ -25,7 +25,7 @@ def read_facts(folder: Path) -> tuple[HybridConfig, dict[str, Any]]:
         ConfigError: the configuration contradicts itself or asks for what is not built here.
     """
     home = folder if (folder / CONFIG).exists() else Path(read_settings(folder).base)
-    public = read_public(read_json(home / CONFIG, infinity_in=INFINITY_IN), str(home / CONFIG))
+    public = open_public(home / CONFIG)
     facts = {
         "number_format": public.format,
         **(_adapter(folder) if is_adapter(folder) else _weights(folder)),

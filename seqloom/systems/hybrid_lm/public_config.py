@@ -11,9 +11,10 @@ Paper: Nemotron-H, Nano 2, Nemotron 3; the field names are those of their publis
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
-from seqloom.core.checkpoint.json_file import shown
+from seqloom.core.checkpoint.json_file import read_config, shown
 from seqloom.core.checkpoint.tensor_folder import MOST_TENSORS
 from seqloom.core.config import parse, to_data
 from seqloom.core.errors import ConfigError
@@ -34,8 +35,6 @@ from seqloom.systems.hybrid_lm.config import (
 )
 
 ARCHITECTURE, OWN_ARCHITECTURE, STABILITY = "NemotronHForCausalLM", "SeqloomHybridLM", "stability"
-INFINITY_IN = ("time_step_limit", "mamba_dt_limit")
-"""Fields in which published files write a bare Infinity."""
 
 _FORMATS: dict[str, Format] = {"float32": "fp32", "bfloat16": "bf16"}
 _MOST_LAYERS = 1024
@@ -120,6 +119,16 @@ class PublicConfig:
     carried: dict[str, Any]
     unknown: dict[str, Any]
     code: tuple[str, ...]
+
+
+def open_public(path: Path) -> PublicConfig:
+    """Understand a config.json file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ConfigError: as `read_public`.
+    """
+    return read_public(read_config(path), str(path))
 
 
 def read_public(fields: Mapping[str, Any], source: str) -> PublicConfig:

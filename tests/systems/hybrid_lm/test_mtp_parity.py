@@ -20,7 +20,7 @@ from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 from seqloom.serve.request import Request
 from seqloom.systems.hybrid_lm.task import TextTask
-from tiny_models import excite, make, tokens
+from tiny_models import Nothing, excite, make, tokens
 
 KNOWN = 15
 """Tokens whose true hidden states drafting starts from."""
@@ -168,18 +168,6 @@ def test_the_loss_of_a_packed_step_equals_the_reference(run, tmp_path):
     loss = task.loss(model, micro)
     assert loss.units == counts[0]
     assert float(loss.total) / loss.units == pytest.approx(means[0] + run.model.mtp.loss_weight / 2 * means[1:].sum())
-
-
-class Nothing:
-    """A tokenizer for token ids that are never shown."""
-
-    bos, eos, size = 1, 2, 256
-
-    def encode(self, text):
-        return []
-
-    def decode(self, ids):
-        return ""
 
 
 @torch.inference_mode()

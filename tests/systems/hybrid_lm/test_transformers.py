@@ -18,7 +18,7 @@ from seqloom.nn.state import KVState, MambaState
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 from seqloom.systems.hybrid_lm.model import HybridLM
-from tiny_models import VARIANTS, make, tokens
+from tiny_models import VARIANTS, Nothing, make, tokens
 
 transformers = pytest.importorskip("transformers")
 
@@ -134,18 +134,6 @@ def test_padding_on_the_left_agrees(pair):
     rows, real = left_padded(tokens(), 6)
     wanted = pair.theirs(rows, attention_mask=real, use_cache=False).logits[:, 6:]
     close(pair.ours(rows, real - 1)[:, 6:], wanted)
-
-
-class Nothing:
-    """A tokenizer for token ids that are never shown."""
-
-    bos, eos, size = 1, 2, 256
-
-    def encode(self, text):
-        return []
-
-    def decode(self, ids):
-        return ""
 
 
 @torch.no_grad()
