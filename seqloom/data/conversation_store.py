@@ -27,7 +27,7 @@ from seqloom.data.rows import Split
 from seqloom.data.shards import StreamWriter, token_dtype
 from seqloom.data.sources import Source
 
-FORMAT = 1
+FORMAT = 2
 """To be raised whenever the same records would give other streams."""
 TOKENS, LEARNED = "tokens", "learned"
 RECORDS_PER_REPORT = 200

@@ -116,11 +116,11 @@ def _by_probe(conversation: Conversation, text: str, number: int) -> Span | None
     first, last = len(whole[0]), len(text) - len(whole[1])
     if not (text.startswith(whole[0]) and text.endswith(whole[1])):
         return None
-    without_thoughts = {key: value for key, value in probed.items() if key not in ("reasoning_content", "thinking")}
-    for last_message in (probed, without_thoughts):
-        alone = _split(conversation, [*before, last_message])
-        if alone is None:
-            continue
+    message = conversation.messages[number]
+    for last_probed, last_message in ((probed, message), (_without_thoughts(probed), _without_thoughts(message))):
+        alone = _split(conversation, [*before, last_probed])
+        if alone is None or _rendered(conversation, [*before, last_message]) != text[first:last].join(alone):
+            continue  # the content itself is written differently as the last one
         tail = alone[1][: _end(conversation, alone[1])]
         if not tail.strip() or not text.startswith(tail, last):
             continue
@@ -156,10 +156,19 @@ def _probed(message: Message) -> Message | None:
     return None
 
 
+def _without_thoughts(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key not in ("reasoning_content", "thinking")}
+
+
 def _split(conversation: Conversation, messages: list[Message]) -> tuple[str, str] | None:
     """The text before and after the probe; None if it is not there once."""
+    parts = (_rendered(conversation, messages) or "").split(PROBE)
+    return (parts[0], parts[1]) if len(parts) == 2 else None
+
+
+def _rendered(conversation: Conversation, messages: list[Message]) -> str | None:
+    """The text of these messages; None if the template refuses them."""
     try:
-        parts = conversation.render(messages=messages).split(PROBE)
+        return conversation.render(messages=messages)
     except DataError:
         return None
-    return (parts[0], parts[1]) if len(parts) == 2 else None

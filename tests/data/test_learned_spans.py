@@ -123,6 +123,22 @@ def test_what_cannot_be_told_exactly_is_refused() -> None:
         ChatTemplate(changed, NAMES).render_learned(TWO_TURNS)
 
 
+def test_an_answer_that_is_written_differently_once_others_follow_is_refused() -> None:
+    """Nano-2's template takes thoughts out of the content of an earlier answer, so what was given stands nowhere."""
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "look_up", "arguments": {}}}
+    messages = [
+        {"role": "system", "content": "/no_think"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "why</think>then", "tool_calls": [call]},
+        {"role": "tool", "content": "x", "tool_call_id": "abcdefghi", "name": "look_up"},
+        {"role": "assistant", "content": "hi"},
+    ]
+    with pytest.raises(DataError, match="around this answer"):
+        open_template("nano_2").render_turns(messages)
+    messages[2]["content"] = "then"
+    assert len(pieces(open_template("nano_2").render_turns(messages)[0])) == 2
+
+
 WITHOUT_TOOLS = {"nemotron_h", "llama_2", "gemma", "command_r"}
 """Their roles must alternate."""
 
