@@ -32,6 +32,10 @@ def monitor_record(step: int) -> dict[str, Any]:
     return {"step": step, "kind": "monitor", **linears, **few, "backbone.layers.0.zero_gradients": 0.25}
 
 
+def add_sample(folder: Path, step: int, prompt: str, text: str) -> None:
+    MetricsLog(folder / "metrics.jsonl").append({"step": step, "kind": "sample", "prompt": prompt, "text": text})
+
+
 def write_run(folder: Path, steps: int = 40, wanted: int = 40, scale: float = 1.0, name: str = "tiny") -> Path:
     """A run with one record in ten steps and two validations."""
     folder.mkdir(parents=True)

@@ -4,14 +4,19 @@ Paper: "Methods of improving LLM training stability" (arXiv 2410.16682).
 """
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import mean
 
 from seqloom.studies.stability_sweep import Cell, Sweep, rise
 from seqloom.studies.trial import Trial
-from seqloom.studies.watched_task import PREFIX
 
 LINEARS = {"QKV": ("q_proj", "k_proj", "v_proj"), "Proj": ("o_proj",), "FC1": ("up_proj",), "FC2": ("down_proj",)}
 """The paper's names of the linear layers, and ours."""
+
+PREFIX = "output_norm."
+"""What the names of a trial's measures begin with; the name of the linear layer follows, such as q_proj."""
 
 WATCHED = ("QKV", "Proj", "FC2")  # whose outputs grow in diverging runs
 
@@ -60,3 +65,13 @@ def norms_by_step(trial: Trial) -> dict[int, dict[str, float]]:
         for one in trial.watched
         if all(f"{PREFIX}{name}" in one for names in LINEARS.values() for name in names)
     }
+
+
+def by_layer_kind(measures: Mapping[str, float]) -> dict[str, float]:
+    """The output norms of all linear layers that a run's monitor measured, as the mean over layers of a name."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for name, value in measures.items():
+        layer, _, measure = name.rpartition(".")
+        if measure == "output_norm" and ".mixer." in layer and value:
+            found[PREFIX + layer.rpartition(".")[2]].append(value)
+    return {name: mean(values) for name, values in found.items()}

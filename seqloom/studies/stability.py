@@ -21,13 +21,13 @@ from seqloom.core.errors import ConfigError
 from seqloom.data.config import DataConfig, SourceConfig
 from seqloom.nn.stability import METHODS
 from seqloom.numerics.precision import PrecisionConfig
+from seqloom.studies.output_norms import by_layer_kind
 from seqloom.studies.stability_claims import claims, remarks
 from seqloom.studies.stability_sweep import Cell, Sweep, end_of_patience
 from seqloom.studies.stability_tables import charts, largest, matrix, norms, overhead, quality
 from seqloom.studies.study import Findings
 from seqloom.studies.trial import Trial, run_trial, stored_trial
-from seqloom.studies.watched_task import PREFIX, WatchedTaskConfig
-from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, MlpConfig, Run
+from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, MlpConfig, Run, TextTaskConfig
 from seqloom.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from seqloom.train.observer import Observer
 
@@ -60,6 +60,10 @@ class Options:
     minutes: Annotated[float, Gt(0)] | None = None
     """Begin no run that would end after so many minutes (gpu: 25 by default); what is missing is left for the next
     time."""
+
+
+LOOKS = 50
+"""How often the monitor looks at a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +199,7 @@ def _train(run: Run, path: Path, watch: Observer, patience: float, number: int, 
         watch.on_prepare(f"{total} runs of {steps} steps", (number - 1 + len(losses) / steps) / total)
         return end_of_patience(losses, steps, patience)
 
-    return run_trial(run, path, watch, judge=judge, watched=PREFIX)
+    return run_trial(run, path, watch, judge=judge, watched=by_layer_kind)
 
 
 def _cell_run(run: Run, method: str, rate: float, seed: int) -> Run:
@@ -211,7 +215,8 @@ def _shortened(run: Run, steps: int | None) -> Run:
     if steps is None:
         return run
     schedule = replace(run.train.schedule, warmup_steps=steps // 4)
-    return replace(run, train=replace(run.train, steps=steps, schedule=schedule))
+    train = replace(run.train, steps=steps, schedule=schedule, monitor_every=max(1, steps // LOOKS))
+    return replace(run, train=train)
 
 
 def _known(methods: Sequence[str]) -> tuple[str, ...]:
@@ -238,7 +243,7 @@ def _run(
             norm_eps=1e-8,  # narrow heads without a pre-norm begin with a variance of 1e-5, which no eps may outweigh
             init_std=0.02,
         ),
-        task=WatchedTaskConfig(
+        task=TextTaskConfig(
             data=DataConfig(sources=(SourceConfig(path="python:stdlib"),)),
             sequence_length=sequence_length,
             batch_rows=batch_rows,
@@ -249,7 +254,7 @@ def _run(
             optimizer=OptimizerConfig(kind="adamw", beta1=0.9, beta2=0.95, weight_decay=0.1),
             schedule=ScheduleConfig(kind="cosine", warmup_steps=steps // 4, final_factor=0.1),
             clip_norm=1.0,
-            monitor_every=None,  # the task looks by itself, at what this study needs
+            monitor_every=max(1, steps // LOOKS),
         ),
     )
 

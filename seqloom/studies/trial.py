@@ -27,6 +27,9 @@ from seqloom.train.run import Run
 Judge = Callable[[list[float]], str | None]
 """Told the losses of all steps so far, says why there is no point in going on, or None."""
 
+Digest = Callable[[dict[str, Any]], dict[str, float]]
+"""What is kept of one record of the run's monitor."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -37,7 +40,7 @@ class Trial:
         machine: the processor it ran on.
         losses: of every step taken; the batches are those of any trial of the same task and seed.
         valid: measures of held-out data after the last step; empty if it ended before.
-        watched: other measures by step, as the task reported them.
+        watched: what was kept of the steps that the run's monitor looked at, with the "step".
         step_seconds: median time of a step.
         ended: why it ended before its last step; empty if it did not.
         finite: loss and gradients stayed finite numbers.
@@ -70,14 +73,14 @@ def stored_trial(run: Run, path: Path) -> Trial | None:
     return found if found.settings == to_data(_resolved(run)) else None
 
 
-def run_trial(run: Run, path: Path, watch: Observer, *, judge: Judge, watched: str) -> Trial:
+def run_trial(run: Run, path: Path, watch: Observer, *, judge: Judge, watched: Digest) -> Trial:
     """Train, and store the trial.
 
     Args:
         path: the JSON file to store it in.
         watch: told about the preparation of data, and messages.
         judge: asked after every step.
-        watched: what the names of metrics to keep beside the loss begin with.
+        watched: what to keep of each record of the run's monitor.
     Raises:
         Interrupted: Ctrl-C or SIGTERM; nothing is stored.
         ConfigError, DataError, CheckpointError: the run cannot be trained here.
@@ -98,14 +101,13 @@ def run_trial(run: Run, path: Path, watch: Observer, *, judge: Judge, watched: s
         except NumericsError as error:
             ended, finite = str(error).split(";")[0], False
         records = read_metrics(RunFolder(folder).metrics_path) if observer.losses else []
-    steps = [record for record in records if record["kind"] == "train"]
-    kept = [{n: _short(v) for n, v in step.items() if n == "step" or (n.startswith(watched) and v)} for step in steps]
+    looks = [(record["step"], watched(record)) for record in records if record["kind"] == "monitor"]
     trial = Trial(
         settings=to_data(run),
         machine=observer.machine,
         losses=[_short(loss) for loss in observer.losses],
         valid={name: float(value) for name, value in observer.valid.items()},
-        watched=[measures for measures in kept if len(measures) > 1],
+        watched=[{"step": step, **{n: _short(v) for n, v in kept.items()}} for step, kept in looks if kept],
         step_seconds=_short(median(observer.seconds or [0.0])),
         ended=ended,
         finite=finite,

@@ -22,7 +22,7 @@ from seqloom.core.checkpoint.json_file import read_json
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.config import read_yaml
 from seqloom.core.errors import ConfigError
-from seqloom.core.logs import MetricsLog, read_metrics
+from seqloom.core.logs import read_metrics
 
 RUN, MACHINE, DATA, FORMATS = "run.yaml", "machine.json", "data.json", "formats.json"
 
@@ -143,16 +143,6 @@ def read_history(folder: Path) -> History:
         formats=_facts(folder / FORMATS),
         machine=_facts(folder / MACHINE),
     )
-
-
-def add_sample(folder: Path, step: int, prompt: str, text: str) -> None:
-    """Keep a text that the model wrote after a step in the run's log, where its report finds it.
-
-    Raises:
-        CheckpointError: the log cannot be written.
-    """
-    log = MetricsLog(RunFolder(folder).metrics_path)
-    log.append({"step": step, "kind": "sample", "prompt": prompt, "text": text})
 
 
 def number(value: Any) -> float | None:

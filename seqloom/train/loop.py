@@ -165,11 +165,15 @@ def _take_steps(
         """Measure and log if that is due; False if a signal came first."""
         if state.step == 0 or not _due(state.step, settings.evaluate_every, settings.steps):
             return True
-        metrics = stop.attempt(lambda: _evaluate(task, state))
-        if metrics is not None:
-            records.add("valid", metrics)
-            watch.on_eval(metrics)
-        return metrics is not None
+        found = stop.attempt(lambda: _evaluate(task, state))
+        if found is None:
+            return False
+        metrics, sample = found
+        if sample:
+            records.note("sample", state.step, sample)
+        records.add("valid", metrics)
+        watch.on_eval(metrics)
+        return True
 
     state.model.train()
     stop.agree()
@@ -247,11 +251,12 @@ def _step(run: Run, task: Task, state: TrainState, monitor: Monitor, first: bool
 
 
 @torch.no_grad()
-def _evaluate(task: Task, state: TrainState) -> dict[str, float]:
+def _evaluate(task: Task, state: TrainState) -> tuple[dict[str, float], dict[str, str] | None]:
     """Measure without leaving a trace: training draws the same random numbers whether it was watched or not."""
     with untraced(state.model):
         state.model.eval()
-        return {"step": state.step, **task.evaluate(state.model, state.step)}
+        metrics = {"step": state.step, **task.evaluate(state.model, state.step)}
+        return metrics, task.sample(state.model) if state.spread is None else None
 
 
 def resolve(run: Run) -> tuple[Run, torch.device]:

@@ -70,6 +70,11 @@ class Task(Protocol):
         among them."""
         ...
 
+    def sample(self, model: nn.Module) -> dict[str, str] | None:
+        """What the model makes of a held-out beginning, for people to read: a "prompt" and the "text" it goes on with;
+        called like `evaluate`. None where there is nothing to read."""
+        ...
+
     def report(self) -> dict[str, Any]:
         """What a user wants to read about the data before step 1, as plain data; stored as `data.json`."""
         ...

@@ -61,6 +61,10 @@ class Records:
         values = {f"{kind}/{name}": value for name, value in metrics.items() if name != "step"}
         self._tell(lambda tracker: tracker.log(step, values))
 
+    def note(self, kind: str, step: int, texts: Mapping[str, str]) -> None:
+        """Record what is to be read rather than plotted; trackers, which plot, are not told."""
+        self._log.append({"step": step, "kind": kind, **texts})
+
     def holds(self, kind: str, step: int) -> bool:
         """Whether the run's own log has a line of this kind for a step."""
         return self._log.holds(kind, step)

@@ -25,7 +25,7 @@ def narrow_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             mlp=MlpConfig(hidden_width=16),
         ),
         task=replace(run.task, data=data, sequence_length=16, batch_rows=4, evaluate_rows=4),
-        train=replace(run.train, steps=8, schedule=replace(run.train.schedule, warmup_steps=2)),
+        train=replace(run.train, steps=8, monitor_every=1, schedule=replace(run.train.schedule, warmup_steps=2)),
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seqloom.core.errors import CheckpointError
+from seqloom.studies.output_norms import by_layer_kind
 from seqloom.studies.trial import Trial, run_trial, stored_trial
 from seqloom.systems.hybrid_lm.task import TextTask
 from seqloom.train.interrupt import Interrupted
@@ -13,7 +14,7 @@ from seqloom.train.observer import Observer
 
 
 def train(run, path, judge=lambda losses: None) -> Trial:
-    return run_trial(run, path, Observer(), judge=judge, watched="output_norm.")
+    return run_trial(run, path, Observer(), judge=judge, watched=by_layer_kind)
 
 
 def test_a_trial_is_what_the_loop_trained_and_leaves_only_its_numbers(narrow_run, tmp_path):

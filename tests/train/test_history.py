@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from run_histories import write_run
+from run_histories import add_sample, write_run
 from seqloom.core.errors import CheckpointError, ConfigError
 from seqloom.core.logs import MetricsLog
-from seqloom.train.history import add_sample, dotted, number, read_history
+from seqloom.train.history import dotted, number, read_history
 
 
 def test_measures_over_steps_units_and_seconds(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from core.test_page import HOSTILE, check
 
-from run_histories import train_record, write_run
+from run_histories import add_sample, train_record, write_run
 from seqloom.core.charts import HeatMap, LineChart
 from seqloom.core.errors import ConfigError
 from seqloom.core.logs import MetricsLog
-from seqloom.train.history import add_sample, read_history
+from seqloom.train.history import read_history
 from seqloom.train.report_page import (
     CELLS,
     course,

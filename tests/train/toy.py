@@ -115,6 +115,9 @@ class ToyTask:
         rows = torch.randn(20, self.run.model.width)
         return {"loss": float(((model(rows) - rows.sum(-1) / 2) ** 2).mean())}
 
+    def sample(self, model: nn.Module) -> None:
+        return None
+
     def report(self) -> dict[str, Any]:
         return {"rows": self.run.task.rows}
 

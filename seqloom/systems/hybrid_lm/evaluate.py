@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from seqloom.core.config import parse, read_yaml
@@ -65,6 +66,18 @@ def measure(model: HybridLM, rows: RowSource, limit: int, batch_rows: int, token
         "tokens": tokens,
         "bytes": n_bytes,
     }
+
+
+@torch.no_grad()
+def most_likely(model: HybridLM, prompt: Int[Tensor, "1 T"], tokens: int) -> list[int]:
+    """The so many tokens that follow when each is the likeliest one."""
+    states = model.new_states(1)
+    chosen: list[int] = []
+    while len(chosen) < tokens:
+        hidden, _ = model.hidden(prompt, states=states)
+        prompt = model.head(hidden[:, -1:]).argmax(-1)
+        chosen.append(int(prompt))
+    return chosen
 
 
 def evaluate(

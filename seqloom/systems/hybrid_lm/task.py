@@ -22,13 +22,16 @@ from seqloom.data.prepare import prepare
 from seqloom.data.rows import NO_TARGET, Rows
 from seqloom.nn.sigma_reparam import advance
 from seqloom.systems.hybrid_lm.config import Run
-from seqloom.systems.hybrid_lm.evaluate import measure
+from seqloom.systems.hybrid_lm.evaluate import measure, most_likely
 from seqloom.systems.hybrid_lm.fine_tune import inherited_settings
 from seqloom.systems.hybrid_lm.leaks import refuse_leaks
 from seqloom.systems.hybrid_lm.loss import cross_entropy, main_loss, targets_ahead
 from seqloom.systems.hybrid_lm.model import HybridLM
 from seqloom.systems.hybrid_lm.narrow import refuse_narrow_tensors
 from seqloom.train.task import Loss
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
+"""Of a text that is written for people to see what has been learned."""
 
 
 class Micro(NamedTuple):
@@ -145,6 +148,13 @@ class TextTask:
         task = self.run.task
         size = task.micro_rows or task.batch_rows
         return measure(model, self.data.valid, task.evaluate_rows, size, self._token_bytes)
+
+    def sample(self, model: nn.Module) -> dict[str, str]:
+        """The beginning of the first held-out row, and what the model finds most likely to follow."""
+        assert isinstance(model, HybridLM)
+        prompt = self.data.valid.rows([0]).tokens[:, :PROMPT_TOKENS].to(self.device)
+        decode = self.data.tokenizer.decode
+        return {"prompt": decode(prompt[0].tolist()), "text": decode(most_likely(model, prompt, SAMPLE_TOKENS))}
 
     def report(self) -> dict[str, Any]:
         return self.data.report

@@ -80,6 +80,9 @@ class NoRecords(Records):
     def add(self, kind: str, metrics: object) -> None:
         pass
 
+    def note(self, kind: str, step: int, texts: object) -> None:
+        pass
+
     def cut(self, step: int) -> None:
         pass
 
