@@ -74,7 +74,8 @@ def test_each_refused_effect_is_told_and_costs_no_finished_step(
     wanted, count = undisturbed
     cases = [(number, reason) for number in range(count) for reason in REASONS]
     told = 0
-    for number, reason in random.Random(0).sample(cases, min(refusals, len(cases))):
+    cases = random.Random(0).sample(cases, min(refusals, len(cases)))
+    for number, reason in cases:
         diary, message = Diary(), ""
         with refusing(number, reason):
             try:
@@ -89,7 +90,7 @@ def test_each_refused_effect_is_told_and_costs_no_finished_step(
         train(run, tmp_path / "run", Diary())
         assert result(tmp_path / "run") == wanted, (number, reason)
         shutil.rmtree(tmp_path / "run")
-    assert told > refusals / 3
+    assert told > len(cases) / 3
 
 
 @pytest.mark.timeout(3600)
