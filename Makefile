@@ -2,6 +2,7 @@
 # make test    set up, then run exactly what CI runs
 # make quick   the tests without the slow tier
 # make lint    format, types, import contract
+# make bench   measure this machine beside its peers, an hour or two; see docs/benchmarks.md
 # make soak    hundreds of kills and damages instead of the dozens of `make test` (about ten minutes)
 # make clean   remove the environment and caches; runs/ stays
 #
@@ -10,9 +11,11 @@
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 2
+AREAS ?= limits ops train memory decode prefill
+MACHINE ?= here
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
 
-.PHONY: demo test quick soak lint clean
+.PHONY: demo test quick bench soak lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/core.stamp
@@ -23,6 +26,11 @@ test: lint
 
 quick: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest -n $(JOBS) -m "not full"
+
+bench: $(VENV)/dev.stamp
+	@for area in $(AREAS); do \
+		$(VENV)/bin/python -m benchmarks $$area --out benchmarks/results/$${area}_$(MACHINE)_$$(date +%F).jsonl || exit; \
+	done
 
 soak: $(VENV)/dev.stamp
 	SEQLOOM_SOAK=1 $(VENV)/bin/python -m pytest -n $(JOBS) tests/soak

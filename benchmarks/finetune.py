@@ -1,32 +1,34 @@
-"""Fine-tuning a model folder with adapters, beside transformers + PEFT on the same folder and shapes. A JSON line each.
+"""Fine-tuning a model folder with adapters, beside transformers + PEFT on the same folder and shapes.
 
-    python benchmarks/finetune.py --parameters 0.1 --out benchmarks/results/finetune_laptop_2026-11-26.jsonl
+    python -m benchmarks finetune --parameters 0.1 --threads 2
 
 The folder is made here: random BF16 weights in the published layout, a byte-level tokenizer, and conversations from the
-docstrings of Python's standard library. Both sides compute in FP32, recompute layers in the backward pass, take one
-row at a time, and run in processes of their own, in turns; memory is the peak of the whole process. The peer leaves
-Mamba's out_proj without adapters, since PEFT refuses them there; its routed experts have none either, so the model is
-dense. Gate: before any step both give the same logits on the folder (median difference relative to their scale).
+docstrings of Python's standard library. Both sides compute in FP32, recompute layers in the backward pass and take one
+row at a time, in processes of their own that take turns (`--rounds`); `bytes` is the peak of the whole process. The
+peer leaves Mamba's out_proj without adapters, since PEFT refuses them there; its routed experts have none either, so
+the model is dense. Gate: before any step both give the same logits on the folder.
 """
 
-import argparse
 import ast
 import itertools
 import json
 import os
-import resource
-import statistics
-import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
-from machine import place
+from benchmarks.case import Case, Line, NotHere
+from benchmarks.child import call
+from benchmarks.pairing import OURS, short, summary
+from benchmarks.peers import agree_on_logits, open_transformers, require, versions
 
+PEFT = "peft"
 ROWS, LENGTH = 2, 512
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -34,119 +36,118 @@ CHATML = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=float, default=0.1, help="billions")
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--out", type=Path, help="also write the lines to this file")
-    parser.add_argument("--side", choices=["ours", "peer"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.side:
-        print(json.dumps({"ours": ours, "peer": peer}[args.side](args.folder, args.steps)))
-        return
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--parameters", type=float, default=0.1, help="billions (default: 0.1)")
+    parser.add_argument("--steps", type=int, default=4, help="of every process, the first not timed (default: 4)")
+
+
+def cases(options: Namespace) -> list[Case]:
+    return [Case("finetune", measure)]
+
+
+def measure(options: Namespace) -> Line:
+    line: Line = {"rows": ROWS, "length": LENGTH, "steps": options.steps}
+    sides = [OURS]
+    if not options.alone:
+        try:
+            require(PEFT)
+            sides.append(PEFT)
+            line["versions"] = versions("transformers", PEFT)
+        except NotHere as reason:
+            line["skipped"] = {PEFT: str(reason)}
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room, "base")
-        size = make_folder(folder, args.parameters)
-        gap = gate(folder)
-        lines = []
-        for side in ("ours", "peer"):
-            command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--steps", str(args.steps)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            facts = json.loads(done.stdout.splitlines()[-1])
-            lines.append({"case": "finetune", "side": side, "parameters": size, "gate": gap, **facts})
-    shared = {"rows": ROWS, "length": LENGTH, "steps": args.steps, **place(torch.device("cpu"))}
-    text = "".join(json.dumps(line | shared) + "\n" for line in lines)
-    print(text, end="")
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+        line["parameters"] = make_folder(folder, options.parameters)
+        if PEFT in sides:
+            line["gate"] = gate(folder)
+        times: dict[str, list[float]] = {side: [] for side in sides}
+        peaks: dict[str, int] = {}
+        for _ in range(1 if options.alone else options.rounds):
+            for side in sides:
+                found = call("benchmarks.finetune", f"run_{side}", str(folder), options.steps, options.threads)
+                times[side].append(found["seconds"])
+                peaks[side] = max(found["bytes"], peaks.get(side, 0))
+                line["outcome"] = found["loss"] if side == OURS else line["outcome"]
+    line |= {**summary(times), "bytes": peaks}
+    line["tokens_per_second"] = {name: short(ROWS * LENGTH / taken[1]) for name, taken in line["seconds"].items()}
+    if PEFT in peaks:
+        line["bytes_ratio"] = {PEFT: short(peaks[PEFT] / peaks[OURS])}
+    return line
 
 
-def ours(folder: Path, steps: int) -> dict[str, float]:
+def run_ours(base: str, steps: int, threads: int) -> dict[str, Any]:
     """`seqloom train finetune` as a user types it, at the shapes of the comparison."""
     from seqloom.cli.main import main as seqloom
     from seqloom.core.logs import read_metrics
 
-    os.environ["SEQLOOM_CACHE"] = str(folder.parent / "cache")
-    run = folder.parent / "run"
-    settings = {
-        "train.steps": steps,
-        "task.sequence-length": LENGTH,
-        "task.batch-rows": ROWS,
-        "task.micro-rows": 1,
-        "task.evaluate-rows": 1,
-        "train.evaluate-every": steps,
-        "train.save-every": steps,
-        "train.log-every": 1,
-        "precision.activations": "fp32",
-    }
-    options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    arguments = ["train", "finetune", "--model", str(folder), "--data", str(folder / "chats.jsonl")]
-    seqloom([*arguments, "--out", str(run), "--json", *options])
-    taken = [record for record in read_metrics(run / "metrics.jsonl") if record["kind"] == "train"]
+    with tempfile.TemporaryDirectory() as room:
+        os.environ["SEQLOOM_CACHE"] = str(Path(base).with_name("cache"))
+        settings = {
+            "train.steps": steps,
+            "train.threads": threads,
+            "task.sequence-length": LENGTH,
+            "task.batch-rows": ROWS,
+            "task.micro-rows": 1,
+            "task.evaluate-rows": 1,
+            "train.evaluate-every": steps,
+            "train.save-every": steps,
+            "train.log-every": 1,
+            "precision.activations": "fp32",
+        }
+        options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+        arguments = ["train", "finetune", "--model", base, "--data", str(Path(base, "chats.jsonl"))]
+        seqloom([*arguments, "--out", str(Path(room, "run")), "--json", *options])
+        taken = [record for record in read_metrics(Path(room, "run", "metrics.jsonl")) if record["kind"] == "train"]
     pairs = itertools.pairwise(taken)
     seconds = [(now["tokens"] - before["tokens"]) / now["tokens_per_second"] for before, now in pairs]
-    return speed(seconds) | {"loss_first": taken[0]["loss"], "loss_last": taken[-1]["loss"]}
+    return facts(seconds, taken[-1]["loss"])
 
 
-def peer(folder: Path, steps: int) -> dict[str, float]:
+def run_peft(base: str, steps: int, threads: int) -> dict[str, Any]:
     """The same shapes through transformers and PEFT, in the plainest loop."""
     import peft
-    import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.set_num_threads(threads)
+    model = open_transformers(Path(base), "fp32")
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     targets = ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
     model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=targets))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     model.train()
-    seconds = []
+    seconds, loss = [], 0.0
     for step in range(steps):
-        start = time.perf_counter()
+        start, loss = time.perf_counter(), 0.0
         for row in range(ROWS):
             generator = torch.Generator().manual_seed(step * ROWS + row)
             tokens = torch.randint(300, 4000, (1, LENGTH), generator=generator)
-            (model(tokens, labels=tokens, use_cache=False).loss / ROWS).backward()
+            part = model(tokens, labels=tokens, use_cache=False).loss / ROWS
+            part.backward()
+            loss += float(part.detach())
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    versions = {"transformers": transformers.__version__, "peft": peft.__version__}
-    return speed(seconds[1:]) | versions
+    return facts(seconds[1:], loss)
 
 
-def speed(seconds: list[float]) -> dict[str, float]:
-    """The first step is left out: it warms caches up."""
-    median = statistics.median(seconds)
-    return {
-        "step_seconds": round(median, 3),
-        "step_seconds_spread": round(max(seconds) - min(seconds), 3),
-        "tokens_per_second": round(ROWS * LENGTH / median, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+def facts(seconds: list[float], loss: float) -> dict[str, Any]:
+    """Of one process; the first step, which warms caches up, is not among the seconds."""
+    from seqloom.core.devices import used_bytes
+
+    return {"seconds": median(seconds), "bytes": used_bytes(torch.device("cpu")), "loss": loss}
 
 
-def gate(folder: Path) -> float:
-    """Both read the folder alike; transformers' floor of dt is lifted, as docs/published_models.md explains."""
-    import transformers
-
+def gate(folder: Path) -> dict[str, float]:
+    """Both read the folder alike."""
     import seqloom
+    from seqloom.numerics.precision import PrecisionConfig, apply_precision
 
     tokens = torch.randint(300, 4000, (1, 64), generator=torch.Generator().manual_seed(0))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    for layer in theirs.model.layers:
-        if hasattr(layer.mixer, "dt_bias"):
-            layer.mixer.time_step_limit = (0.0, float("inf"))
+    model = seqloom.load(folder)
+    apply_precision(model, PrecisionConfig(activations="fp32"))
     with torch.no_grad():
-        expected = theirs(tokens, use_cache=False).logits
-        model = seqloom.load(folder)
-        for module in model.modules():
-            if hasattr(module, "format"):
-                module.format = "fp32"
-        gap = float((model(tokens) - expected).abs().median() / expected.std())
-    if gap > 1e-4:
-        raise SystemExit(f"the two sides read the folder differently: {gap}")
-    return gap
+        theirs = open_transformers(folder, "fp32").eval()(tokens, use_cache=False).logits
+        return agree_on_logits({OURS: model(tokens), PEFT: theirs}, "fp32")
 
 
 def make_folder(folder: Path, billions: float) -> int:
@@ -191,7 +192,3 @@ def conversations() -> list[list[dict[str, str]]]:
                 question = {"role": "user", "content": f"What does {path.stem}.{node.name} do?"}
                 found.append([question, {"role": "assistant", "content": text}])
     return found
-
-
-if __name__ == "__main__":
-    main()

@@ -16,12 +16,24 @@ jaxtyping.install_import_hook(
     ["seqloom.numerics", "seqloom.ops", "seqloom.nn", "seqloom.systems"], typechecker="beartype.beartype"
 )
 
+from seqloom.core.cache import cache_folder  # noqa: E402
+from seqloom.ops.native.build import library  # noqa: E402
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data goes to a folder of this session, never to the one of the person at the keyboard."""
+    """Prepared data goes to a folder of this session, never to the one of the person at the keyboard.
+
+    Compiled kernels alone are shared with that person: they are kept by their content, so nothing can be wrong about
+    them, and compiling takes longer than the tests of an op. Workers get them before the first test, one compiling
+    while the others wait; processes that tests start find them through the link.
+    """
+    library()
+    shared, folder = cache_folder() / "native", tmp_path_factory.mktemp("cache")
+    if shared.is_dir():
+        (folder / "native").symlink_to(shared.absolute())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEQLOOM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SEQLOOM_CACHE", str(folder))
         yield
 
 

@@ -57,11 +57,11 @@ def describe_run(run: Any) -> tuple[dict[str, dict[str, Any]], Any]:
 
     from seqloom.core.devices import available_bytes
     from seqloom.numerics.precision import apply_precision, dtype_of
-    from seqloom.ops.kernels import table as kernels
+    from seqloom.ops.kernels import describe
     from seqloom.train.loop import resolve
 
     run, device = resolve(run)
-    kernel = {f"kernels_on_{device.type}": kernels(device, dtype_of(run.precision.activations))}
+    kernel = {f"kernels_on_{device.type}": describe(device, dtype_of(run.precision.activations))}
     if run.init_from == TO_BE_NAMED:  # the folder that will be named decides the rest
         return kernel, run
     with torch.device("meta"):

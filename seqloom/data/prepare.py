@@ -10,10 +10,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from seqloom.core.cache import cached, key
 from seqloom.core.checkpoint.manifest import verify, write_manifest
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.core.progress import Progress
-from seqloom.data.cache import cached, key
 from seqloom.data.config import DataConfig
 from seqloom.data.conversation_store import FORMAT as CONVERSATIONS
 from seqloom.data.conversation_store import encode_conversations, read_conversations

@@ -4,15 +4,12 @@ The cast is in plain sight here instead of hidden in an autocast region, so one 
 masters, inference from BF16 files, and every later number format.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from seqloom.numerics.precision import Format, dtype_of
+from seqloom.ops.linear import linear
 
 
 class Linear(nn.Module):
@@ -35,22 +32,4 @@ class Linear(nn.Module):
         nn.init.normal_(self.weight, std=std / layers**0.5 if self.residual_output else std)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        x = x.to(dtype_of(self.format))
-        if self.weight.requires_grad or self.weight.dtype == x.dtype:
-            return F.linear(x, self.weight.to(x.dtype))
-        return _FrozenProduct.apply(x, self.weight)
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """x W^T of a frozen weight stored in another format; it is cast anew for the backward pass, never kept twice."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return F.linear(x, weight.to(x.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return dy @ weight.to(dy.dtype), None
+        return linear(x.to(dtype_of(self.format)), self.weight)

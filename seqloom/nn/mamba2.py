@@ -12,13 +12,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seqloom.nn.linear import Linear
 from seqloom.nn.norm import GatedGroupRMSNorm
 from seqloom.nn.state import MambaState
 from seqloom.ops.causal_conv import causal_conv
-from seqloom.ops.ssd import ssd
+from seqloom.ops.ssd import slices, ssd
 
 
 class DepthwiseConv(nn.Module):
@@ -113,13 +112,14 @@ class Mamba2(nn.Module):
         xbc, window = causal_conv(xbc, weights.taps, weights.bias, state.window if state else None, documents)
         inner = dt.shape[-1] * self.head_width
         shared = (xbc.shape[-1] - inner) // 2
-        u, b, c = xbc.split([inner, shared, shared], dim=-1)
+        u, b, c = slices(xbc, (inner, shared, shared))
         u = u.unflatten(-1, (-1, self.head_width))
-        b = b.unflatten(-1, (-1, self.state_width))
-        c = c.unflatten(-1, (-1, self.state_width))
-        dt = F.softplus(dt.float() + weights.dt_bias.float())
+        b, c = (part.unflatten(-1, (-1, self.state_width)) for part in (b, c))
         a = -torch.exp(weights.A_log.float())
-        y, ssm = ssd(u, dt, a, b, c, state.ssm if state else None, documents, chunk=self.chunk)
+        y, ssm = ssd(
+            u, dt, a, b, c, state.ssm if state else None, documents,
+            chunk=self.chunk, dt_bias=weights.dt_bias, skip=weights.D,
+        )  # fmt: skip
         if state is not None:
             state.window, state.ssm = window, ssm
-        return (y + weights.D.float()[:, None] * u).flatten(-2)
+        return y.flatten(-2)

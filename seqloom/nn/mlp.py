@@ -5,9 +5,9 @@ Paper: Nemotron-H, section 2 (activation from "Primer").
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seqloom.nn.linear import Linear
+from seqloom.ops.squared_relu import squared_relu
 
 
 class Mlp(nn.Module):
@@ -19,4 +19,4 @@ class Mlp(nn.Module):
         self.down_proj = Linear(hidden_width, width, residual_output=True)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return self.down_proj(F.relu(self.up_proj(x)).square())
+        return self.down_proj(squared_relu(self.up_proj(x)))

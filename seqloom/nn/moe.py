@@ -18,12 +18,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seqloom.nn.linear import Linear
 from seqloom.nn.mlp import Mlp
 from seqloom.numerics.precision import Format, dtype_of
+from seqloom.ops.best_experts import best_experts
 from seqloom.ops.experts import experts
+from seqloom.ops.linear import linear
 
 
 class Routing(NamedTuple):
@@ -65,8 +66,8 @@ class Router(nn.Module):
         Returns:
             the J = top-k chosen experts, their weights (FP32), and the score of every expert.
         """
-        scores = torch.sigmoid(F.linear(x.float(), self.weight.float()))
-        chosen = self._select(scores.detach() + self.e_score_correction_bias)
+        scores = torch.sigmoid(linear(x.float(), self.weight.float()))
+        chosen = self._select(scores.detach())
         weights = scores.gather(-1, chosen)
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -76,10 +77,12 @@ class Router(nn.Module):
         """Σ over rows of tokens · E Σ_e f_e P_e, where f_e is the share of the row's assignments that expert e would
         get without the bias, and P_e its mean share of the scores (Nemotron 3 Nano; 1 when perfectly even)."""
         tokens = self.row_sum(valid).clamp(min=1)
-        picks = torch.zeros_like(scores).scatter(-1, scores.topk(self.top_k, -1).indices, 1.0)
-        fraction = self.row_sum(picks * valid) / (tokens * self.top_k)
-        probability = (scores / scores.sum(-1, keepdim=True) * valid).sum(1) / tokens
-        return (self.experts * (fraction.detach() * probability).sum(-1, keepdim=True) * tokens).sum()
+        picks = best_experts(scores.detach(), None, self.top_k).flatten(1)
+        row_counts = scores.new_zeros(len(scores), self.experts)
+        row_counts.scatter_add_(1, picks, valid.expand(-1, -1, self.top_k).reshape(picks.shape))
+        fraction = self.row_sum(row_counts[:, None]) / (tokens * self.top_k)
+        shares = (scores @ fraction[..., None]) / scores.sum(-1, keepdim=True)  # Σ_e f_e P_e, but of one token
+        return self.experts * (shares * valid).sum()
 
     def row_sum(self, x: Float[Tensor, "B T N"]) -> Float[Tensor, "B N"]:
         """The sum over a row, also where this process holds a stretch of it only."""
@@ -100,14 +103,14 @@ class Router(nn.Module):
         self.load.zero_()
         return float(load.max() / mean)
 
-    def _select(self, selection: Float[Tensor, "S E"]) -> Int[Tensor, "S J"]:
-        if self.expert_groups > 1:
-            grouped = selection.unflatten(-1, (self.expert_groups, -1))
-            group_score = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
-            best = group_score.topk(self.top_groups, -1).indices
-            keep = torch.zeros_like(group_score, dtype=torch.bool).scatter(-1, best, True)
-            selection = grouped.masked_fill(~keep[..., None], float("-inf")).flatten(-2)
-        return selection.topk(self.top_k, -1).indices
+    def _select(self, scores: Float[Tensor, "S E"]) -> Int[Tensor, "S J"]:
+        if self.expert_groups == 1:
+            return best_experts(scores, self.e_score_correction_bias, self.top_k)
+        grouped = (scores + self.e_score_correction_bias).unflatten(-1, (self.expert_groups, -1))
+        group_score = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
+        best = group_score.topk(self.top_groups, -1).indices
+        keep = torch.zeros_like(group_score, dtype=torch.bool).scatter(-1, best, True)
+        return best_experts(grouped.masked_fill(~keep[..., None], float("-inf")).flatten(-2), None, self.top_k)
 
 
 class Experts(nn.Module):

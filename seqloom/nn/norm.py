@@ -1,6 +1,6 @@
 """Normalisation: RMS, RMS gated by groups, and LayerNorm or RMS over any trailing axes; all computed in FP32 or wider.
 
-Paper: Nemotron-H; the gate comes first and the statistics are per group (Mamba-2, section 7, "norm before output").
+Paper: Nemotron-H; see `ops.norm`.
 """
 
 import math
@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from seqloom.ops.norm import gated_group_norm, rms_norm, wide
 
 
 class RMSNorm(nn.Module):
@@ -24,7 +26,7 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return F.rms_norm(wide(x), x.shape[-1:], wide(self.weight), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class AxesNorm(nn.Module):
@@ -65,11 +67,6 @@ class AxesNorm(nn.Module):
         return F.layer_norm(x, self.axes, gain, bias, self.eps)
 
 
-def wide(x: Tensor) -> Tensor:
-    """At least FP32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class GatedGroupRMSNorm(nn.Module):
     """g = y ∘ SiLU(z), then RMSNorm over each of `groups` contiguous groups of channels."""
 
@@ -83,6 +80,4 @@ class GatedGroupRMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, y: Float[Tensor, "B T D"], z: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        gated = (y.float() * F.silu(z.float())).unflatten(-1, (self.groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], None, self.eps).flatten(-2)
-        return (normed * self.weight.float()).to(z.dtype)
+        return gated_group_norm(y, z, self.weight, self.groups, self.eps)

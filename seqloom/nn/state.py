@@ -4,7 +4,7 @@ Prefill in chunks, prefix reuse, speculative verification, beam search and batch
 A model's state is one list with an entry per layer, `None` where a layer remembers nothing.
 
 A snapshot costs nothing: keys and values are only ever appended, so their mark is the length; recurrent tensors are
-replaced and never written in place, so their mark is the tensor itself.
+replaced, and written in place only while no mark holds them, so their mark is the tensor itself.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -59,19 +59,29 @@ class KVState:
         Columns at or beyond a row's length hold leftovers; the caller masks them with `lengths`.
         """
         tokens = keys.shape[2]
-        longest = int(self.lengths.max()) + tokens
-        self._reserve(longest)
-        first = int(self.lengths[0])
-        if bool((self.lengths == first).all()):
-            self._keys[:, :, first : first + tokens] = keys
-            self._values[:, :, first : first + tokens] = values
+        all_keys, all_values, before = self.extend(tokens)
+        lengths = before.tolist()
+        shortest, longest = min(lengths), max(lengths) + tokens
+        if shortest + tokens == longest:
+            all_keys.narrow(2, shortest, tokens).copy_(keys)
+            all_values.narrow(2, shortest, tokens).copy_(values)
         else:
-            rows = torch.arange(len(self.lengths))[:, None]
-            columns = self.lengths[:, None] + torch.arange(tokens)
-            self._keys[rows, :, columns] = keys.transpose(1, 2)
-            self._values[rows, :, columns] = values.transpose(1, 2)
-        self.lengths = self.lengths + tokens
-        return self._keys[:, :, :longest], self._values[:, :, :longest]
+            columns = (before[:, None] + torch.arange(tokens)).to(keys.device)
+            columns = columns[:, None, :, None].expand_as(keys)
+            all_keys.scatter_(2, columns, keys.to(all_keys.dtype))
+            all_values.scatter_(2, columns, values.to(all_values.dtype))
+        return all_keys.narrow(2, 0, longest), all_values.narrow(2, 0, longest)
+
+    def extend(self, tokens: int) -> tuple[Float[Tensor, "B G R K"], Float[Tensor, "B G R K"], Int[Tensor, "B"]]:
+        """Make room for T more tokens in every row, which the caller fills in.
+
+        Returns:
+            keys, values, and the column of each row's first new token.
+        """
+        before = self.lengths
+        self._reserve(max(before.tolist()) + tokens)
+        self.lengths = before + tokens
+        return self._keys, self._values, before
 
     def snapshot(self) -> Int[Tensor, "B"]:
         return self.lengths
@@ -93,6 +103,10 @@ class KVState:
         self.lengths = torch.cat([state.lengths for state in states])
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self._keys.dtype
+
+    @property
     def nbytes(self) -> int:
         per_token = 2 * self._keys.shape[1] * self._keys.shape[3] * self._keys.element_size()
         return int(self.lengths.sum()) * per_token
@@ -112,11 +126,14 @@ class MambaState:
     def __init__(self, window: Float[Tensor, "B W C"], ssm: Float[Tensor, "B H P N"]) -> None:
         self.window = window
         self.ssm = ssm
+        self._marked = True
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
+        self._marked = True
         return self.window, self.ssm
 
     def restore(self, mark: tuple[Tensor, Tensor]) -> None:
+        self._marked = True
         self.window, self.ssm = mark
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
@@ -125,6 +142,13 @@ class MambaState:
     def join(self, others: list["MambaState"]) -> None:
         self.window = torch.cat([self.window, *(other.window for other in others)])
         self.ssm = torch.cat([self.ssm, *(other.ssm for other in others)])
+
+    def room_for_next(self) -> Float[Tensor, "B H P N"]:
+        """Memory for the SSM state that follows: that of the present one, unless someone may hold it."""
+        if not self._marked:
+            return self.ssm
+        self._marked = False
+        return torch.empty_like(self.ssm)
 
     @property
     def nbytes(self) -> int:

@@ -44,9 +44,14 @@ def adapted_experts(
         up_adapter, down_adapter: in the dtype of `x`.
         scale: what both adapters are multiplied by.
     """
-    if chosen("experts", x.device, x.dtype) == "reference":
-        return adapted_reference(x, indices, weights, up, down, up_adapter, down_adapter, scale)
-    return adapted_sorted(x, indices, weights, up, down, up_adapter, down_adapter, scale)
+    factors = (*up_adapter, *down_adapter)
+    implementation = chosen("experts", x.device, x.dtype, x, indices, weights, up, down, *factors)
+    if implementation == "native":
+        from seqloom.ops.native.experts import adapted_native
+
+        return adapted_native(x, indices, weights, up, down, up_adapter, down_adapter, scale)
+    form = adapted_reference if implementation == "reference" else adapted_sorted
+    return form(x, indices, weights, up, down, up_adapter, down_adapter, scale)
 
 
 def adapted_reference(

@@ -4,7 +4,8 @@
 
 Tensors are heads first (B H T K). The H query heads share G key-value heads in consecutive runs of H / G.
 Scores may be capped and probabilities clipped (`Shaping`); long rows are then taken in pieces of queries, each
-recomputed in the backward pass, so that memory grows with the tokens and not with their square.
+recomputed in the backward pass, so that memory grows with the tokens and not with their square. The native form serves
+generation: no gradients, documents or shaping.
 Paper: Nemotron-H, section 2; shaping from "Methods of improving LLM training stability" (arXiv 2410.16682).
 """
 
@@ -73,10 +74,15 @@ def attention(
         lengths: tokens each row had before this call: the queries of row r are its tokens lengths_r to
             lengths_r + T - 1, and its keys are in the columns of the same numbers. None means zero everywhere.
     """
-    form = chosen("attention", q.device, q.dtype)
+    form = chosen("attention", q.device, q.dtype, q, k, v, documents, lengths)
+    plain = shaping.cap is None and shaping.clip is None
+    if form == "native" and plain and documents is None and q.dtype == k.dtype and not _learns(q, k, v):
+        from seqloom.ops.native.attention import attention_native
+
+        return attention_native(q, k, v, lengths, shaping.inverse_temperature / q.shape[-1] ** 0.5)
     if form == "reference":
         y = attention_reference(q, k, v, *_visibility(q, k, documents, lengths), shaping)
-    elif shaping.cap is None and shaping.clip is None:
+    elif plain:
         visible, causal = _visibility(q, k, documents, lengths)
         scale = None if shaping.inverse_temperature == 1 else shaping.inverse_temperature / q.shape[-1] ** 0.5
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal, scale=scale, enable_gqa=True)
@@ -87,6 +93,10 @@ def attention(
     else:
         y = attention_in_pieces(q, k, v, documents, lengths, shaping)
     return y if documents is None else torch.where(documents[:, None, :, None] < 0, 0.0, y)
+
+
+def _learns(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def attention_reference(

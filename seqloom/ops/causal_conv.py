@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from seqloom.ops.kernels import chosen
+from seqloom.ops.recompute import cheap
 
 _BLOCK = 2**18
 """Numbers per block of the fast form: 1 MiB of FP32."""
@@ -41,11 +42,20 @@ def causal_conv(
         outputs, and the window after the last token of each row (zero where it would reach into another document).
     """
     taps = weight.shape[1]
-    if window is None:
-        window = x.new_zeros(x.shape[0], taps - 1, x.shape[2])
-    form = causal_conv_reference if chosen("causal_conv", x.device, x.dtype) == "reference" else causal_conv_blocked
+    implementation = chosen("causal_conv", x.device, x.dtype, x, weight, bias, window, documents)
     numbers = None if documents is None else torch.cat([documents[:, :1].expand(-1, taps - 1), documents], 1)
-    return form(x, weight, bias, window, numbers), _next_window(x, window, numbers)
+    before = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if window is None else window
+    if implementation == "native":
+        from seqloom.ops.native.causal_conv import causal_conv_continued, causal_conv_native
+
+        if documents is None and not torch.is_grad_enabled():
+            return causal_conv_continued(x, weight, bias, window)
+        return cheap(causal_conv_native, x, weight, bias, window, numbers), _next_window(x, before, numbers)
+    if implementation == "triton":
+        from seqloom.ops.triton.causal_conv import causal_conv_triton as form
+    else:
+        form = causal_conv_reference if implementation == "reference" else causal_conv_blocked
+    return cheap(form, x, weight, bias, before, numbers), _next_window(x, before, numbers)
 
 
 def causal_conv_reference(

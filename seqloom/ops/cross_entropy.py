@@ -13,6 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seqloom.ops.kernels import chosen
+from seqloom.ops.linear import add_product, product
+
 IGNORE = -100
 """The target of a token that is not to be predicted."""
 
@@ -39,10 +42,28 @@ def linear_cross_entropy_z(
     hidden: Float[Tensor, "S D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, "S"], z_weight: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The loss with z_weight · logsumexp² of each target's logits added, and the nats alone, which have no gradient."""
+    implementation = _implementation(hidden, weight, targets)
+    if implementation == "reference":
+        return linear_cross_entropy_reference(hidden, weight, targets, z_weight)
+    if implementation == "triton":
+        from seqloom.ops.triton.cross_entropy import linear_cross_entropy_triton
+
+        return linear_cross_entropy_triton(hidden, weight, targets, z_weight)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, z_weight)
     nats, penalty, _, _ = _visit(hidden, weight, targets, z_weight, False, False)
     return nats + penalty, nats
+
+
+def linear_cross_entropy_reference(
+    hidden: Float[Tensor, "S D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, "S"], z_weight: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """As the formula reads, with all logits at once; arguments and results as in `linear_cross_entropy_z`."""
+    learned = targets != IGNORE
+    logits = (hidden[learned] @ weight.to(hidden.dtype).mT).to(torch.promote_types(hidden.dtype, torch.float32))
+    normalizer = logits.logsumexp(-1)
+    nats = (normalizer - logits.gather(1, targets[learned, None])[:, 0]).sum()
+    return nats + z_weight * normalizer.square().sum(), nats.detach()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -75,27 +96,42 @@ def _visit(
     penalty = torch.zeros_like(nats)
     dhidden = torch.zeros_like(hidden) if want_dhidden else None
     dweight = torch.zeros_like(weight, dtype=dtype) if want_dweight else None
+    if _implementation(hidden, weight, targets) == "native":
+        from seqloom.ops.native.cross_entropy import softmax_native as form
+    else:
+        form = _softmax_torch
     rows = (targets != IGNORE).nonzero()[:, 0]
     for part in rows.split(max(_TOKENS, _LOGITS // len(weight))):
-        tokens, target = hidden[part], targets[part, None]
-        logits = (tokens @ table.mT).to(dtype)
-        log_probability = logits.log_softmax(-1)
-        nats -= log_probability.gather(1, target).sum()
-        normalizer = logits[:, :1] - log_probability[:, :1]  # logsumexp
-        if z_weight:
-            penalty += z_weight * normalizer.square().sum()
-        if dhidden is None and dweight is None:
+        tokens = hidden[part]
+        logits = product(tokens, table.mT, hidden.dtype)
+        more, more_penalty, dlogits = form(logits, targets[part], z_weight, want_dhidden or want_dweight)
+        nats += more
+        penalty += more_penalty
+        if dlogits is None:
             continue
-        dlogits = log_probability.exp_()
-        if z_weight:
-            dlogits *= 1 + 2 * z_weight * normalizer
-        dlogits.scatter_add_(1, target, torch.full_like(target, -1, dtype=dtype))
-        dlogits = dlogits.to(hidden.dtype)
         if dhidden is not None:
-            dhidden[part] = dlogits @ table
+            dhidden[part] = product(dlogits, table, hidden.dtype)
         if dweight is not None:
-            if dtype == tokens.dtype:
-                dweight.addmm_(dlogits.mT, tokens)
-            else:
-                dweight += dlogits.mT @ tokens
+            add_product(dweight, dlogits.mT, tokens)
     return nats, penalty, dhidden, None if dweight is None else dweight.to(weight.dtype)
+
+
+def _softmax_torch(
+    logits: Float[Tensor, "S V"], targets: Int[Tensor, "S"], z_weight: float, want_gradient: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "S V"] | None]:
+    """Nats, z-loss, and the gradient of their sum by the logits where wanted."""
+    dtype, hit = logits.dtype, targets[:, None]
+    log_probability = logits.to(torch.promote_types(dtype, torch.float32)).log_softmax(-1)
+    normalizer = logits[:, :1] - log_probability[:, :1]  # logsumexp
+    nats, penalty = -log_probability.gather(1, hit).sum(), z_weight * normalizer.square().sum()
+    if not want_gradient:
+        return nats, penalty, None
+    dlogits = log_probability.exp_()
+    if z_weight:
+        dlogits *= 1 + 2 * z_weight * normalizer
+    dlogits.scatter_add_(1, hit, torch.full_like(hit, -1, dtype=dlogits.dtype))
+    return nats, penalty, dlogits.to(dtype)
+
+
+def _implementation(hidden: Tensor, weight: Tensor, targets: Tensor) -> str:
+    return chosen("cross_entropy", hidden.device, hidden.dtype, hidden, weight, targets)

@@ -32,9 +32,12 @@ def experts(
         indices: the K experts of each token.
         weights: what each of them counts, applied to its output in FP32.
     """
-    if chosen("experts", x.device, x.dtype) == "reference":
-        return experts_reference(x, indices, weights, up, down)
-    return experts_sorted(x, indices, weights, up, down)
+    implementation = chosen("experts", x.device, x.dtype, x, indices, weights, up, down)
+    if implementation == "native":
+        from seqloom.ops.native.experts import experts_native as form
+    else:
+        form = experts_reference if implementation == "reference" else experts_sorted
+    return form(x, indices, weights, up, down)
 
 
 def experts_reference(

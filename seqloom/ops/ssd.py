@@ -18,13 +18,14 @@ a step altogether cancels exactly. (∂α_t = y_t·∂y_t − u_t·∂u_t is sho
 Paper: Mamba-2 (SSD), section 6 and Listing 1; Nemotron-H for groups.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from seqloom.ops.kernels import chosen
 
@@ -39,26 +40,66 @@ def ssd(
     documents: Int[Tensor, "B T"] | None = None,
     *,
     chunk: int,
+    dt_bias: Float[Tensor, "H"] | None = None,
+    skip: Float[Tensor, "H"] | None = None,
 ) -> tuple[Float[Tensor, "B T H P"], Float[Tensor, "B H P N"]]:
     """Run the scan with the implementation chosen for this device and dtype.
 
     Args:
-        dt: step sizes, positive (after the softplus).
+        dt: step sizes, positive; with `dt_bias` what becomes one: softplus(dt + dt_bias).
         a: decay rates, negative.
         state: what earlier tokens left behind; None starts from zero.
         documents: document numbers of packed rows; the state is reset where they change, except that the first
             position continues `state`. -1 marks padding on the right: it leaves the state as it is, and its outputs
             mean nothing.
         chunk: tokens per piece of the chunked form; changes speed and rounding, never meaning.
+        skip: per head, what is added of `x` itself: y_t = S_t c_t + skip x_t.
     Returns:
         outputs in the dtype of `x`, and the state after the last token of each row (FP32, or wider as `x`).
     """
-    if chosen("ssd", x.device, x.dtype) == "reference":
-        return ssd_reference(x, dt, a, b, c, state, documents)
-    if x.shape[1] == 1 and state is not None and documents is None:
+    implementation = chosen("ssd", x.device, x.dtype, x, dt, a, b, c, state, documents, dt_bias, skip)
+    if implementation == "native" and b.dtype == c.dtype == x.dtype:
+        from seqloom.ops.native.ssd import ssd_native
+
+        return ssd_native(x, dt, a, b, c, state, documents, chunk=chunk, dt_bias=dt_bias, skip=skip)
+    if dt_bias is not None:
+        dt = F.softplus(_wide(dt) + _wide(dt_bias))
+    if implementation == "reference":
+        y, state = ssd_reference(x, dt, a, b, c, state, documents)
+    elif implementation == "triton":
+        from seqloom.ops.triton.ssd import ssd_triton
+
+        y, state = ssd_triton(x, dt, a, b, c, state, documents, chunk=chunk)
+    elif x.shape[1] == 1 and state is not None and documents is None:
         y, state = ssd_step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state)
-        return y[:, None], state
-    return ssd_chunked(x, dt, a, b, c, state, documents, chunk=chunk)
+        y = y[:, None]
+    else:
+        y, state = ssd_chunked(x, dt, a, b, c, state, documents, chunk=chunk)
+    return y if skip is None else (y + _wide(skip)[:, None] * x).to(x.dtype), state
+
+
+def slices(x: Float[Tensor, "B T C"], sizes: Sequence[int]) -> tuple[Float[Tensor, "B T _"], ...]:
+    """`x` cut along its channels, as by `split`. Where the gradients of the slices lie side by side in memory already,
+    as the native scan writes them, putting them together costs nothing."""
+    return _Slices.apply(x, sizes) if x.requires_grad and torch.is_grad_enabled() else x.split(sizes, dim=-1)
+
+
+class _Slices(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        ctx.shape = x.shape
+        return x.split(sizes, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        first, place = gradients[0], gradients[0].storage_offset()
+        for gradient in gradients:
+            memory = gradient.untyped_storage().data_ptr(), gradient.storage_offset(), gradient.stride()
+            if memory != (first.untyped_storage().data_ptr(), place, first.stride()) or first.stride(-1) != 1:
+                return torch.cat(gradients, dim=-1), None
+            place += gradient.shape[-1]
+        return first.as_strided(ctx.shape, first.stride()), None
 
 
 def ssd_reference(
@@ -219,6 +260,11 @@ class _ChunkedScan(torch.autograd.Function):
             torch.mul(du, piece.dt, out=_by_head(dx[:, span], groups))
             dstate = (read.mT @ piece.c).view(dstate.shape).addcmul_(piece.entering[..., -1:, :].flatten(1, 2), dstate)
         return dx, ddt, da, db, dc, dstate, None, None
+
+
+def _wide(x: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """At least FP32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _spans(length: int, chunk: int) -> Iterator[slice]:

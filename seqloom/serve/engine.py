@@ -139,7 +139,7 @@ class Engine:
         """Draw one token for every row and, with drafting, one more for every right guess."""
         guesses = [request.guess(draft_tokens) for request in rows]
         fed = [request.unseen + guess for request, guess in zip(rows, guesses, strict=True)]
-        mark = snapshot(states)
+        mark = snapshot(states) if guesses[0] else []
         hidden, _ = self.model.hidden(to_tensor(fed, self.model), states=states)
         hidden = hidden[:, -1 - len(guesses[0]) :]
         drawn = [

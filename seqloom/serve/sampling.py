@@ -76,5 +76,6 @@ class Sampler:
             return int(token.item())
         p, ids = probabilities(logits, self._sampling)
         noise = torch.rand(len(logits), dtype=torch.float64, generator=generator(self._seed, "sampling", index))
-        exponential = -noise.to(ids.device)[ids].log()  # above 0, since torch.rand stays below 1
+        noise = noise.to(ids.device)
+        exponential = -(noise if len(ids) == len(noise) else noise[ids]).log()  # above 0: torch.rand stays below 1
         return int(ids[(p / exponential).argmax()].item())

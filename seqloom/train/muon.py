@@ -2,9 +2,8 @@
 
     M ← μM + (1 - μ)G;   U = (1 - μ)G + μM (Nesterov);   W ← (1 - ηλ)W - η √max(1, rows/columns) · orthogonal(U)
 
-orthogonal(U) is five Newton-Schulz steps of an odd quintic, X ← aX + (bA + cA²)X with A = XXᵀ, which drive the
-singular values of U/‖U‖ near 1 and leave its singular vectors alone. Every update then has the spectral norm that
-fits its shape, so one rate serves all widths.
+orthogonal(U) drives the singular values of U near 1 and leaves its singular vectors alone (see ops.orthogonalise).
+Every update then has the spectral norm that fits its shape, so one rate serves all widths.
 
 A parameter [..., rows, columns] is a stack of independent matrices (experts), and all matrices of one shape in a
 model, or of its transpose, are orthogonalised in one batch: small models would otherwise spend their time in calls.
@@ -23,8 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steepest at 0 of the quintics that stay in about [0.7, 1.2] (Jordan et al.)
-ITERATIONS = 5
+from seqloom.ops.orthogonalise import orthogonalise
 
 
 class Dealt(NamedTuple):
@@ -94,17 +92,6 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(p)
         state["momentum"].lerp_(p.grad, 1 - momentum)
         return p.grad.lerp(state["momentum"], momentum)
-
-
-def orthogonalise(matrices: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
-    """Bring all singular values of each matrix (R ≤ C) to about 1, in BF16 on a GPU and FP32 elsewhere."""
-    a, b, c = COEFFICIENTS
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
 
 
 def _wide(update: Tensor) -> Float[Tensor, "N R C"]:

@@ -8,7 +8,7 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from seqloom.ops import ssd as module
-from seqloom.ops.ssd import ssd, ssd_chunked, ssd_reference, ssd_step
+from seqloom.ops.ssd import slices, ssd, ssd_chunked, ssd_reference, ssd_step
 
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 1 + [2] * 20 + [3] * 37, [0] * 40 + [1] * 10 + [-1] * 13], dtype=torch.int32)
 
@@ -181,6 +181,45 @@ def test_bf16_inputs_accumulate_in_fp32(T):
     assert after.dtype == torch.float32
     torch.testing.assert_close(after, expected_after, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(y.float(), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "torch", ""], ids=["reference", "torch", "preferred"])
+@pytest.mark.parametrize("T", [1, 63])
+def test_every_implementation_makes_step_sizes_and_adds_the_skip(same, monkeypatch, T, implementation):
+    x, dt, a, b, c, state = (value.float() for value in inputs(T=T))
+    dt_bias, skip = torch.randn(4), torch.randn(4)
+
+    def by_hand(x, dt, a, b, c, state, dt_bias, skip):
+        y, state = ssd_reference(x, torch.nn.functional.softplus(dt + dt_bias), a, b, c, state)
+        return y + skip[:, None] * x, state
+
+    def fused(*leaves):
+        return ssd(*leaves[:6], chunk=16, dt_bias=leaves[6], skip=leaves[7])
+
+    monkeypatch.setenv("SEQLOOM_KERNELS", f"ssd={implementation}" if implementation else "")
+    same(fused, by_hand, x, dt - 1, a, b, c, state, dt_bias, skip, rtol=1e-4, atol=1e-5)
+
+
+def test_slices_are_those_of_split(same):
+    x = torch.randn(2, 3, 10)
+    same(lambda x: [part.sin() for part in slices(x, (5, 3, 2))], lambda x: [p.sin() for p in x.split((5, 3, 2), -1)],
+         x, rtol=0, atol=0)  # fmt: skip
+
+
+def test_gradients_side_by_side_are_joined_without_a_copy():
+    whole = torch.randn(2, 3, 10)
+    x = torch.zeros(2, 3, 10, requires_grad=True)
+    parts = slices(x, (5, 3, 2))
+    assert torch.autograd.grad(parts, x, whole.split((5, 3, 2), -1))[0].data_ptr() == whole.data_ptr()
+    first, second, third = whole.split((5, 3, 2), -1)
+    for others in (
+        (first, third[..., :1].expand(-1, -1, 3), third),
+        (first, second, third + 0),
+        (first + 0, second, third),
+    ):
+        gradient = torch.autograd.grad(slices(x, (5, 3, 2)), x, others)[0]
+        assert gradient.data_ptr() != whole.data_ptr()
+        assert torch.equal(gradient, torch.cat(others, -1))
 
 
 def test_bf16_gradients_have_the_dtype_of_their_inputs():

@@ -27,6 +27,7 @@ from seqloom.nn.norm import RMSNorm
 from seqloom.nn.pattern import parse_pattern
 from seqloom.nn.state import LayerState
 from seqloom.numerics.precision import Format, dtype_of
+from seqloom.ops.recompute import recomputing
 from seqloom.systems.hybrid_lm.config import HybridConfig, LoraConfig
 
 States = list[LayerState | None]
@@ -91,14 +92,15 @@ class HybridLM(nn.Module):
         """The last hidden state, after the final norm, and what each expert layer's router did."""
         x = self.embed(tokens)
         routings: list[Routing] = []
-        for layer, state in zip(self.backbone.layers, states or [None] * len(self.backbone.layers), strict=True):
-            if self.checkpoint_layers and torch.is_grad_enabled():
-                x, routing = checkpoint(layer, x, documents, use_reentrant=False)
-            else:
-                x, routing = layer(x, documents, state)
-            if routing is not None:
-                routings.append(routing)
-        return self.backbone.norm_f(x), routings
+        with recomputing():
+            for layer, state in zip(self.backbone.layers, states or [None] * len(self.backbone.layers), strict=True):
+                if self.checkpoint_layers and torch.is_grad_enabled():
+                    x, routing = checkpoint(layer, x, documents, use_reentrant=False)
+                else:
+                    x, routing = layer(x, documents, state)
+                if routing is not None:
+                    routings.append(routing)
+            return self.backbone.norm_f(x), routings
 
     def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return F.embedding(tokens, self.backbone.embeddings.weight).to(dtype_of(self.format))
@@ -124,7 +126,8 @@ class HybridLM(nn.Module):
         for k in range(1, depth + 1):
             ahead, present = self._ahead(tokens, documents, k)
             embedded = self.embed(ahead) * present[..., None]
-            hidden, more = self.mtp(hidden, embedded, documents)
+            with recomputing():
+                hidden, more = self.mtp(hidden, embedded, documents)
             results.append(hidden)
             routings += more
         return results, routings

@@ -9,12 +9,14 @@
 What autograd keeps is what its saved tensors hold, each memory once, per token and layer with its input norm (h width,
 d inner width, c conv channels, i latent width; w bytes a number, 4 for what is computed in FP32 whatever the format):
 
-    M : 4(2h + 4d + 2H + dN/Q) + w(h + rows + c + d)        * : 8h + 4 heads + w(h + K(3 heads + 2 kv) + row length)
-    - : 8h + w(h + 2f)                                      E : 8h + 4(E + 11k) + w(h + 2s + 2i + kf)
+    M : 4(1 + groups + dN/Q) + w(h + rows + d)              * : 4(1 + heads) + w(h + K(3 heads + 2 kv) + row length)
+    - : 4 + w(h + f)                                        E : 4(1 + E + 5k) + w(h + s + 2i + kf)
 
-In a narrow format FP32 copies of the gate and the router's input come on top, and every matrix is kept once more in
-that format. A row's attention mask costs its length per token. The process itself and what an allocator holds beyond
-what it is asked for are not in here (see `core/devices.py`).
+Norms, convolutions and squared ReLUs are made again in the backward pass (see ops/recompute.py). A layer that is
+recomputed as a whole has them too while it goes back. In a narrow format FP32 copies of dt and of the router's input
+come on top, and the experts' matrices are kept once more in that format. A row's attention mask costs its length per
+token. The process itself and what an allocator holds beyond what it is asked for are not in here (see
+`core/devices.py`).
 """
 
 from collections import defaultdict
@@ -26,7 +28,7 @@ from seqloom.systems.hybrid_lm.config import HybridConfig, Run
 
 LOGITS = 2**21  # of one chunk, unless that makes fewer tokens than the next number; see ops/cross_entropy.py
 LOGITS_TOKENS = 128
-MUON_COPIES = 6  # of its largest batch: updates, their stack, X, A, bA + cA², and the next X; see muon.py
+MUON_COPIES = 3  # of its largest batch: updates, their stack, and what comes of it; see muon.py
 
 
 def training_bytes(run: Run) -> int:
@@ -58,15 +60,17 @@ def _kept(run: Run, tokens: int) -> int:
     """Bytes that autograd keeps of one micro-batch."""
     config, depth, wide, h = run.model, _depth(run), _wide(run), run.model.width
     layers = [_layer(letter, run) for letter in parse_pattern(config.pattern)]
-    block = 24 * h + 3 * wide * h + sum(_layer(letter, run) for letter in config.mtp.pattern) if config.mtp else 0
-    ends = 8 * h + 2 * wide * h  # the last norm, its output, and the gradient that the loss already knows
+    # embedded, both together, what the last norm reads and gives, and the gradient that the loss already knows
+    block = 6 * wide * h + sum(_layer(letter, run) for letter in config.mtp.pattern) if config.mtp else 0
+    ends = 3 * wide * h  # the same of the backbone's last norm
     inner = sum(layers) + depth * block
     if run.train.activation_checkpointing:  # the prediction block has gone back before the first layer comes again
-        inner = len(layers) * wide * h + max(depth * block, *layers)
+        again = (_layer(letter, run) + wide * _cheap(letter, config) for letter in parse_pattern(config.pattern))
+        inner = len(layers) * wide * h + max(depth * block, *again)
     narrow = 0
     if wide < 4 and run.adapter is None:
         letters = config.pattern + (config.mtp.pattern * depth if config.mtp else "")
-        kept = [sum(copies * rows * columns for copies, rows, columns in _matrices(one, config)) for one in letters]
+        kept = [_experts(config) if letter == "E" else 0 for letter in letters]
         narrow = wide * (max(kept) if run.train.activation_checkpointing else sum(kept))
     return tokens * (inner + ends) + narrow
 
@@ -75,30 +79,47 @@ def _layer(letter: str, run: Run) -> int:
     """Bytes per token that autograd keeps of one layer."""
     config, wide, length = run.model, _wide(run), run.task.sequence_length
     h, copied = config.width, 0 if wide == 4 else 4  # FP32 copies of what comes in a narrow format
-    gain = 4 if run.adapter is None else 0  # what is multiplied by a gain is kept for the gain's own gradient
-    norm = (4 + gain + wide) * h
+    norm = wide * h + 4
     rank = wide * run.adapter.rank if run.adapter is not None else 0  # per adapted projection
     if letter == "M":
         assert config.mamba is not None
         m = config.mamba
         d = m.heads * m.head_width
-        c = d + 2 * m.groups * m.state_width
-        states = d * m.state_width // min(m.chunk, length)
-        inner = 4 * (3 * d + 2 * m.heads + states) + (gain + copied) * d
-        return norm + inner + wide * (2 * c + 2 * d + m.heads) + 2 * rank
+        states = d * m.state_width * ((length - 1) // m.chunk) // length  # between the pieces of a row
+        projected = 2 * d + 2 * m.groups * m.state_width + m.heads
+        return norm + 4 * (m.groups + states) + copied * m.heads + wide * (projected + d) + 2 * rank
     if letter == "*":
         assert config.attention is not None
         a = config.attention
         return norm + 4 * a.heads + wide * (a.head_width * (3 * a.heads + 2 * a.kv_heads) + length) + 4 * rank
     if letter == "-":
         assert config.mlp is not None
-        return norm + wide * 2 * config.mlp.hidden_width + 2 * rank
+        return norm + wide * config.mlp.hidden_width + 2 * rank
     assert config.moe is not None
     e = config.moe
     latent = 2 * e.latent_width if e.latent_width else 0
     routed = e.top_k * (e.expert_width + 2 * rank // wide)
-    router = 4 * (e.experts + 11 * e.top_k) + copied * h
-    return norm + router + wide * (2 * e.shared_width + latent + routed) + 4 * rank
+    router = 4 * (e.experts + 5 * e.top_k) + copied * h
+    return norm + router + wide * (e.shared_width + latent + routed) + 4 * rank
+
+
+def _cheap(letter: str, config: HybridConfig) -> int:
+    """Numbers per token that a layer makes again rather than keep."""
+    if letter == "M":
+        assert config.mamba is not None
+        m = config.mamba
+        return config.width + 2 * m.heads * m.head_width + 2 * m.groups * m.state_width
+    if letter == "-":
+        assert config.mlp is not None
+        return config.width + config.mlp.hidden_width
+    return config.width + (config.moe.shared_width if letter == "E" and config.moe is not None else 0)
+
+
+def _experts(config: HybridConfig) -> int:
+    """Numbers in the matrices of the experts of a layer."""
+    assert config.moe is not None
+    e = config.moe
+    return 2 * e.experts * e.expert_width * (e.latent_width or config.width)
 
 
 def _muon_matrices(run: Run) -> dict[tuple[int, int], int]:

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from seqloom.core import cache as module
+from seqloom.core.cache import cache_folder, cached, key
 from seqloom.core.checkpoint.lock import hold
 from seqloom.core.errors import DataError
-from seqloom.data import cache as module
-from seqloom.data.cache import cache_folder, cached, key
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEQLOOM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def read(folder: Path) -> str | None:
@@ -80,6 +86,12 @@ def test_the_place_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/home/mine")
     monkeypatch.delenv("SEQLOOM_CACHE")
     assert cache_folder() == Path("/home/.cache/seqloom")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLOOM_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(DataError, match=r"no place for prepared data: .*; set SEQLOOM_CACHE to a folder$"):
+        cache_folder()
 
 
 def test_keys_follow_their_parts() -> None:

@@ -4,6 +4,7 @@
         tokens/<key>/content/         shards and index.json of one source under one tokenizer
         conversations/<key>/content/  the same of what is learned from records, packed
         tokenizers/<key>/content/     a tokenizer trained here
+        native/<key>/content/         a compiled kernel, or the library of all of them
 
 A key is a digest of all that decides the content, so nothing in the cache is ever wrong, only unused; deleting any of
 it costs time and nothing else. Content appears by one rename when it is complete; of two processes that need the same,
@@ -29,8 +30,15 @@ WAIT_SECONDS = 0.5
 
 
 def cache_folder() -> Path:
-    """Where prepared data is kept."""
-    return Path(os.environ.get("SEQLOOM_CACHE") or Path.home() / ".cache" / "seqloom").expanduser()
+    """Where prepared data is kept.
+
+    Raises:
+        DataError: this user has no home folder, and the variable names no other.
+    """
+    try:
+        return Path(os.environ.get("SEQLOOM_CACHE") or "~/.cache/seqloom").expanduser()
+    except RuntimeError as error:
+        raise DataError(f"no place for prepared data: {error}; set SEQLOOM_CACHE to a folder") from error
 
 
 def key(*parts: Any) -> str:

@@ -1,0 +1,129 @@
+"""The short way of a few tokens through a layer while generating: one native call for what the modules do in ten.
+
+Reading the weights once is nearly all the work there is for a token, so the way from module to module and from op to op
+would take as long as the work. The short way computes the same bits as the modules. It is taken only where that is
+certain: no gradients, documents, hooks, adapters, or changed parts, and all ops of the layer in their native form.
+"""
+
+import os
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from seqloom.nn.attention import Attention
+from seqloom.nn.linear import Linear
+from seqloom.nn.mamba2 import DepthwiseConv, Mamba2
+from seqloom.nn.mlp import Mlp
+from seqloom.nn.norm import GatedGroupRMSNorm, RMSNorm
+from seqloom.nn.state import KVState, MambaState
+from seqloom.numerics.precision import dtype_of
+from seqloom.ops.kernels import VARIABLE, chosen, table
+
+MOST_ROWS = 32
+"""Tokens of all rows together; more are products of matrices, not of vectors."""
+MOST_TOKENS = 8
+"""Of a row; more are a scan."""
+
+_OPS = ("linear", "norm", "squared_relu", "causal_conv", "ssd", "attention")
+
+
+def few_tokens(
+    norm: nn.Module, mixer: nn.Module, x: Float[Tensor, "B T D"], state: KVState | MambaState | None
+) -> Float[Tensor, "B T D"] | None:
+    """x + mixer(norm(x)), advancing the state; None where the modules have to do it."""
+    batch, tokens, _ = x.shape
+    if not 0 < batch * tokens <= MOST_ROWS or tokens > MOST_TOKENS or torch.is_grad_enabled():
+        return None
+    if not isinstance(norm, RMSNorm) or not _as_made(RMSNorm, norm):
+        return None
+    if not x.is_contiguous() or torch_module._has_any_global_hook():
+        return None
+    if type(mixer) is Mlp and state is None:
+        return _mlp(norm, mixer, x)
+    if type(mixer) is Mamba2 and isinstance(state, MambaState):
+        return _mamba(norm, mixer, x, state)
+    if type(mixer) is Attention and isinstance(state, KVState):
+        return _attention(norm, mixer, x, state)
+    return None
+
+
+def _mlp(norm: RMSNorm, mixer: Mlp, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"] | None:
+    up, down = mixer.up_proj, mixer.down_proj
+    if not (_as_made(Mlp, mixer) and _ready(x, (up, down), norm.weight)):
+        return None
+    from seqloom.ops.native.step import mlp_step
+
+    return mlp_step(x, norm.weight, norm.eps, up.weight, down.weight)
+
+
+def _mamba(norm: RMSNorm, mixer: Mamba2, x: Float[Tensor, "B T D"], state: MambaState) -> Float[Tensor, "B T D"] | None:
+    into, out, conv, gated = mixer.in_proj, mixer.out_proj, mixer.conv1d, mixer.norm
+    others = (conv.weight, conv.bias, mixer.dt_bias, mixer.A_log, mixer.D, gated.weight, state.window, state.ssm)
+    if not (
+        _as_made(Mamba2, mixer)
+        and _as_made(DepthwiseConv, conv)
+        and _as_made(GatedGroupRMSNorm, gated)
+        and gated.eps == norm.eps
+        and state.window.dtype == x.dtype
+        and conv.weight.dtype == conv.bias.dtype
+        and _ready(x, (into, out), norm.weight, *others)
+    ):
+        return None
+    from seqloom.ops.native.step import MambaWeights, mamba_step
+
+    weights = MambaWeights(into.weight, *others[:6], out.weight)
+    y, window = mamba_step(
+        x, norm.weight, norm.eps, weights, mixer.groups, state.window, state.ssm, (after := state.room_for_next())
+    )
+    state.window, state.ssm = window, after
+    return y
+
+
+def _attention(
+    norm: RMSNorm, mixer: Attention, x: Float[Tensor, "B T D"], state: KVState
+) -> Float[Tensor, "B T D"] | None:
+    linears = (mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj)
+    head_norms = (mixer.q_norm, mixer.k_norm, mixer.v_norm)
+    if not (
+        _as_made(Attention, mixer)
+        and _as_made(nn.Identity, *head_norms)
+        and mixer.shaping.cap is None
+        and mixer.shaping.clip is None
+        and state.dtype == x.dtype
+        and _ready(x, linears, norm.weight)
+    ):
+        return None
+    from seqloom.ops.native.step import AttentionWeights, attention_step
+
+    keys, values, before = state.extend(x.shape[1])
+    weights = AttentionWeights(*(linear.weight for linear in linears))
+    scale = mixer.shaping.inverse_temperature / mixer.head_width**0.5
+    return attention_step(x, norm.weight, norm.eps, weights, keys, values, before, scale)
+
+
+def _as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
+    """Whether modules are of this very class, and nobody listens to them."""
+    return all(type(m) is kind and not m._forward_hooks and not m._forward_pre_hooks for m in modules)
+
+
+def _ready(x: Tensor, linears: tuple[Linear, ...], *others: Tensor) -> bool:
+    """Whether a layer's matrices and other tensors can be read as they are, by native kernels."""
+    weights = [linear.weight for linear in linears]
+    return (
+        _as_made(Linear, *linears)
+        and all(dtype_of(linear.format) == x.dtype for linear in linears)
+        and all(weight.dtype == weights[0].dtype for weight in weights)
+        and all(tensor.is_contiguous() for tensor in (*weights, *others))
+        and chosen("linear", x.device, x.dtype, x, *weights, *others) == "native"
+        and _all_native(os.environ.get(VARIABLE, ""), x.dtype)
+    )
+
+
+@lru_cache
+def _all_native(_override: str, dtype: torch.dtype) -> bool:
+    """Whether every op of a layer runs in its native form under the override that is set now."""
+    forms = table(torch.device("cpu"), dtype)
+    return all(forms[op] == "native" for op in _OPS)

@@ -1,0 +1,139 @@
+// Products of a few rows x with the rows of a large matrix w, each number a dot product along memory that is read once.
+//
+// Some rows of w are read side by side, and every number of w meets all rows of x while it is in a register. Each dot
+// product is one running vector of partial sums, added up at the end: the same operations in the same order whatever the
+// number of rows on either side. BF16 is widened in pairs, the two numbers of a 32-bit word at a time, which needs no
+// shuffling once x lies in that order too: even places, odd places.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "simd.h"
+
+namespace seqloom {
+
+constexpr int x_rows = 4;               // of x at a time
+constexpr int w_rows = W == 8 ? 3 : 4;  // of w then, so that all sums stay in the registers, 16 or 32 of them
+
+// How w is read: `step` numbers at a time, as step / W vectors, and how the numbers of x that meet them lie.
+struct Fp32 {
+    using Stored = float;
+    static constexpr int step = W;
+    static vf part(const float* w, int) { return load(w); }
+    template <class T>
+    static void arrange(const T* x, float* to) {
+        store(to, load(x));
+    }
+};
+
+// FP32 as BF16 would have kept it.
+struct RoundedToBf16 : Fp32 {
+    static vf part(const float* w, int) {
+        vu bits = (vu)load(w);
+        return (vf)((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+    }
+};
+
+struct Bf16 {
+    using Stored = bf16;
+    static constexpr int step = 2 * W;
+    static vf part(const bf16* w, int odd) {
+        vu words;
+        std::memcpy(&words, w, sizeof words);
+        return odd ? (vf)(words & 0xffff0000u) : (vf)(words << 16);
+    }
+    static void arrange(const bf16* x, float* to) {
+        store(to, part(x, 0));
+        store(to + W, part(x, 1));
+    }
+    static void arrange(const float* x, float* to) {
+        for (int i = 0; i < step; ++i) to[i % 2 * W + i / 2] = x[i];
+    }
+};
+
+template <class Weights>
+int64_t arranged_width(int64_t k) {
+    return (k + Weights::step - 1) / Weights::step * Weights::step;
+}
+
+// A row of x in the order of `Weights`, in whole steps, zeros at the end.
+template <class Weights, class T>
+void arrange(const T* x, int64_t k, float* to) {
+    constexpr int step = Weights::step;
+    int64_t at = 0;
+    for (; at + step <= k; at += step) Weights::arrange(x + at, to + at);
+    if (at == k) return;
+    T rest[step] = {};
+    std::copy(x + at, x + k, rest);
+    Weights::arrange(rest, to + at);
+}
+
+namespace few_rows_parts {
+
+template <class Weights, int M, int N>
+void tile(const float* x, int64_t ldx, const typename Weights::Stored* w, int64_t ldw, int64_t k, float* y, int64_t ldy) {
+    constexpr int step = Weights::step;
+    vf sums[M][N] = {};
+    auto meet = [&](const float* values, const typename Weights::Stored* weights, int64_t ld) {
+#pragma GCC unroll 2
+        for (int part = 0; part < step / W; ++part) {
+            vf wide[N];
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j) wide[j] = Weights::part(weights + j * ld, part);
+#pragma GCC unroll 4
+            for (int i = 0; i < M; ++i) {
+                vf value = load(values + i * ldx + part * W);
+#pragma GCC unroll 4
+                for (int j = 0; j < N; ++j) sums[i][j] = fma(value, wide[j], sums[i][j]);
+            }
+        }
+    };
+    int64_t whole = k / step * step;
+    bool short_rows = k * sizeof *w < 2048;  // the rows that come next are asked for one after the other, or side by side
+    int64_t along = short_rows ? N * step : step, across = short_rows ? step : ldw;
+    const typename Weights::Stored* next = w + N * ldw;
+    for (int64_t at = 0; at < whole; at += step, next += along) {
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) __builtin_prefetch(next + j * across);
+        meet(x + at, w + at, ldw);
+    }
+    if (whole < k) {
+        typename Weights::Stored rest[N * step] = {};
+        for (int j = 0; j < N; ++j) std::copy(w + j * ldw + whole, w + j * ldw + k, rest + j * step);
+        meet(x + whole, rest, step);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) y[i * ldy + j] = sum(sums[i][j]);
+}
+
+// All m rows of x with N rows of w.
+template <class Weights, int N>
+void strip(int64_t m, const float* x, int64_t ldx, const typename Weights::Stored* w, int64_t ldw, int64_t k, float* y,
+           int64_t ldy) {
+    for (; m >= x_rows; m -= x_rows, x += x_rows * ldx, y += x_rows * ldy)
+        tile<Weights, x_rows, N>(x, ldx, w, ldw, k, y, ldy);
+    if (m == 3) tile<Weights, 3, N>(x, ldx, w, ldw, k, y, ldy);
+    if (m == 2) tile<Weights, 2, N>(x, ldx, w, ldw, k, y, ldy);
+    if (m == 1) tile<Weights, 1, N>(x, ldx, w, ldw, k, y, ldy);
+}
+
+}  // namespace few_rows_parts
+
+// y [m, n] = x [m, k] w [n, k]^T; rows are `ld` apart, those of x arranged.
+template <class Weights>
+void few_rows(int64_t m, int64_t n, int64_t k, const float* x, int64_t ldx, const typename Weights::Stored* w,
+              int64_t ldw, float* y, int64_t ldy) {
+    int64_t j = 0;
+    auto run = [&](auto width) {
+        constexpr int N = decltype(width)::value;
+        for (; j + N <= n; j += N) few_rows_parts::strip<Weights, N>(m, x, ldx, w + j * ldw, ldw, k, y + j, ldy);
+    };
+    if (m < x_rows) run(std::integral_constant<int, 4>{});
+    run(std::integral_constant<int, w_rows>{});
+    run(std::integral_constant<int, 1>{});
+}
+
+}  // namespace seqloom

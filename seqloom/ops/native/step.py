@@ -1,0 +1,118 @@
+"""Whole layers for a few tokens of generation in C++: x + mixer(norm(x)) in one call, with the bits of the single ops.
+
+`gain` and `eps` are those of the norm in front. All tensors are contiguous; the matrices of a layer have one dtype.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seqloom.ops.native.call import FLAG, NUMBER, POINTER, SIZE, THREADS, kernel, suffix, threads
+
+_LAYER = (POINTER, POINTER, SIZE, SIZE, POINTER, NUMBER, FLAG)
+_MLP = (*_LAYER, POINTER, POINTER, SIZE, THREADS)
+_MAMBA = (*_LAYER, *[SIZE] * 7, *[POINTER] * 4, FLAG, *[POINTER] * 8, THREADS)
+_ATTENTION = (*_LAYER, *[SIZE] * 5, *[POINTER] * 6, SIZE, POINTER, NUMBER, THREADS)
+
+
+class MambaWeights(NamedTuple):
+    """What a Mamba-2 mixer consists of; the gated norm has the eps of the norm in front."""
+
+    in_proj: Float[Tensor, "A D"]
+    taps: Float[Tensor, "C 1 W"]
+    taps_bias: Float[Tensor, "C"]
+    dt_bias: Float[Tensor, "H"]
+    A_log: Float[Tensor, "H"]
+    D: Float[Tensor, "H"]
+    gated_gain: Float[Tensor, "I"]
+    out_proj: Float[Tensor, "D I"]
+
+
+class AttentionWeights(NamedTuple):
+    q: Float[Tensor, "HK D"]
+    k: Float[Tensor, "GK D"]
+    v: Float[Tensor, "GK D"]
+    o: Float[Tensor, "D HK"]
+
+
+def mlp_step(
+    x: Float[Tensor, "B T D"],
+    gain: Float[Tensor, "D"],
+    eps: float,
+    up: Float[Tensor, "F D"],
+    down: Float[Tensor, "D F"],
+) -> Float[Tensor, "B T D"]:
+    y, gain = torch.empty_like(x), _fp32(gain)
+    kernel(f"mlp_step_{suffix(x.dtype)}", *_MLP)(
+        *_layer(x, y, gain, eps, up), up.data_ptr(), down.data_ptr(), len(up), threads()
+    )
+    return y
+
+
+def mamba_step(
+    x: Float[Tensor, "B T D"],
+    gain: Float[Tensor, "D"],
+    eps: float,
+    weights: MambaWeights,
+    groups: int,
+    window: Float[Tensor, "B V C"],
+    state: Float[Tensor, "B H P N"],
+    next_state: Float[Tensor, "B H P N"],
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B V C"]]:
+    """
+    Args:
+        next_state: where the state after the last token is put; may be `state` itself.
+    Returns:
+        the residual stream after the layer, and the next window.
+    """
+    y, next_window = torch.empty_like(x), torch.empty_like(window)
+    gain, gated_gain = _fp32(gain), _fp32(weights.gated_gain)
+    dt_bias, skip = _fp32(weights.dt_bias), _fp32(weights.D)
+    rates = -torch.exp(_fp32(weights.A_log))
+    batch, tokens, _ = x.shape
+    _, heads, head_width, state_width = state.shape
+    kernel(f"mamba_step_{suffix(x.dtype)}", *_MAMBA)(
+        *_layer(x, y, gain, eps, weights.in_proj), batch, tokens, heads, head_width, groups, state_width,
+        weights.taps.shape[2], weights.in_proj.data_ptr(), weights.taps.data_ptr(), weights.taps_bias.data_ptr(),
+        weights.out_proj.data_ptr(), weights.taps.dtype == torch.bfloat16, dt_bias.data_ptr(), rates.data_ptr(),
+        skip.data_ptr(), gated_gain.data_ptr(), window.data_ptr(), next_window.data_ptr(), state.data_ptr(),
+        next_state.data_ptr(), threads(),
+    )  # fmt: skip
+    return y, next_window
+
+
+def attention_step(
+    x: Float[Tensor, "B T D"],
+    gain: Float[Tensor, "D"],
+    eps: float,
+    weights: AttentionWeights,
+    keys: Float[Tensor, "B G S K"],
+    values: Float[Tensor, "B G S K"],
+    lengths: Int[Tensor, "B"],
+    scale: float,
+) -> Float[Tensor, "B T D"]:
+    """
+    Args:
+        keys, values: room for those of earlier tokens and of these, which are written here.
+        lengths: tokens each row had before.
+    """
+    y, gain = torch.empty_like(x), _fp32(gain)
+    batch, tokens, _ = x.shape
+    _, groups, room, head_width = keys.shape
+    kernel(f"attention_step_{suffix(x.dtype)}", *_ATTENTION)(
+        *_layer(x, y, gain, eps, weights.q), batch, tokens, len(weights.q) // head_width, groups, head_width,
+        *(weight.data_ptr() for weight in weights), keys.data_ptr(), values.data_ptr(), room, lengths.data_ptr(),
+        scale, threads(),
+    )  # fmt: skip
+    return y
+
+
+def _layer(x: Tensor, y: Tensor, gain: Tensor, eps: float, matrix: Tensor) -> tuple[int | float, ...]:
+    rows, width = x.shape[0] * x.shape[1], x.shape[2]
+    return x.data_ptr(), y.data_ptr(), rows, width, gain.data_ptr(), eps, matrix.dtype == torch.bfloat16
+
+
+def _fp32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float32 else x.float()
