@@ -37,7 +37,7 @@ def test_run_folder_names_its_settings_and_is_whole(trained: Trained) -> None:
     assert [path.name for path in sorted((trained.folder / "steps").iterdir())] == ["00000002", "00000003"]
     assert verify(trained.folder / "latest") == []
     kinds = [(record["kind"], record["step"]) for record in read_metrics(trained.folder / "metrics.jsonl")]
-    assert kinds == [("train", 1), ("monitor", 1), ("train", 2), ("train", 3), ("valid", 3)]
+    assert kinds == [("train", 1), ("monitor", 1), ("train", 2), ("train", 3), ("sample", 3), ("valid", 3)]
 
 
 @pytest.mark.usefixtures("small_recipe")
