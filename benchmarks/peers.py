@@ -19,8 +19,11 @@ from benchmarks.pairing import OURS, short
 
 TRANSFORMERS = "transformers"
 
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.02}
-"""Largest relative difference of losses, and median difference of logits as a share of their spread."""
+LOSSES = {"fp32": 1e-3, "bf16": 1e-2}
+"""Largest relative difference of losses."""
+
+LOGITS = {"fp32": 1e-4, "bf16": 0.06}
+"""Largest median difference of logits as a share of their spread; in BF16 it grows with depth, 0.02 at 14 layers."""
 
 
 def open_transformers(folder: Path, format: str) -> Any:
@@ -65,7 +68,7 @@ def agree_on_losses(losses: Mapping[str, Sequence[float]], format: str) -> dict[
     record = {name: [short(loss) for loss in taken] for name, taken in losses.items()}
     for name, taken in losses.items():
         pairs = zip(losses[OURS], taken, strict=True)
-        if not all(abs(ours - theirs) <= TOLERANCE[format] * abs(ours) for ours, theirs in pairs):
+        if not all(abs(ours - theirs) <= LOSSES[format] * abs(ours) for ours, theirs in pairs):
             raise Disagreement(f"losses differ from those of {name}: {record}; not timed")
     return record
 
@@ -82,6 +85,6 @@ def agree_on_logits(logits: Mapping[str, Tensor], format: str) -> dict[str, floa
         for name, theirs in logits.items()
         if name != OURS
     }
-    if not all(gap <= TOLERANCE[format] for gap in gaps.values()):
+    if not all(gap <= LOGITS[format] for gap in gaps.values()):
         raise Disagreement(f"logits differ by {gaps} of their spread; not timed")
     return gaps

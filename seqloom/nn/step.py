@@ -19,7 +19,7 @@ from seqloom.nn.mamba2 import DepthwiseConv, Mamba2
 from seqloom.nn.mlp import Mlp
 from seqloom.nn.norm import GatedGroupRMSNorm, RMSNorm
 from seqloom.nn.state import KVState, MambaState
-from seqloom.numerics.precision import dtype_of
+from seqloom.numerics.precision import Format
 from seqloom.ops.kernels import VARIABLE, chosen, table
 
 MOST_ROWS = 32
@@ -27,6 +27,7 @@ MOST_ROWS = 32
 MOST_TOKENS = 8
 """Of a row; more are a scan."""
 
+_FORMATS: dict[torch.dtype, Format] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _OPS = ("linear", "norm", "squared_relu", "causal_conv", "ssd", "attention")
 
 
@@ -68,6 +69,7 @@ def _mamba(norm: RMSNorm, mixer: Mamba2, x: Float[Tensor, "B T D"], state: Mamba
         and _as_made(GatedGroupRMSNorm, gated)
         and gated.eps == norm.eps
         and state.window.dtype == x.dtype
+        and state.ssm.dtype == torch.float32
         and conv.weight.dtype == conv.bias.dtype
         and _ready(x, (into, out), norm.weight, *others)
     ):
@@ -75,9 +77,8 @@ def _mamba(norm: RMSNorm, mixer: Mamba2, x: Float[Tensor, "B T D"], state: Mamba
     from seqloom.ops.native.step import MambaWeights, mamba_step
 
     weights = MambaWeights(into.weight, *others[:6], out.weight)
-    y, window = mamba_step(
-        x, norm.weight, norm.eps, weights, mixer.groups, state.window, state.ssm, (after := state.room_for_next())
-    )
+    after = state.room_for_next()
+    y, window = mamba_step(x, norm.weight, norm.eps, weights, mixer.groups, state.window, state.ssm, after)
     state.window, state.ssm = window, after
     return y
 
@@ -106,20 +107,26 @@ def _attention(
 
 def _as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
     """Whether modules are of this very class, and nobody listens to them."""
-    return all(type(m) is kind and not m._forward_hooks and not m._forward_pre_hooks for m in modules)
+    for module in modules:
+        if type(module) is not kind or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return True
 
 
 def _ready(x: Tensor, linears: tuple[Linear, ...], *others: Tensor) -> bool:
     """Whether a layer's matrices and other tensors can be read as they are, by native kernels."""
-    weights = [linear.weight for linear in linears]
-    return (
-        _as_made(Linear, *linears)
-        and all(dtype_of(linear.format) == x.dtype for linear in linears)
-        and all(weight.dtype == weights[0].dtype for weight in weights)
-        and all(tensor.is_contiguous() for tensor in (*weights, *others))
-        and chosen("linear", x.device, x.dtype, x, *weights, *others) == "native"
-        and _all_native(os.environ.get(VARIABLE, ""), x.dtype)
-    )
+    if not _as_made(Linear, *linears):
+        return False
+    format, weights = _FORMATS.get(x.dtype), [linear.weight for linear in linears]
+    stored = weights[0].dtype
+    for linear, weight in zip(linears, weights, strict=True):
+        if linear.format != format or weight.dtype != stored:
+            return False
+    for tensor in (*weights, *others):
+        if not tensor.is_contiguous():
+            return False
+    override = os.environ[VARIABLE] if VARIABLE in os.environ else ""  # noqa: SIM401 -- `get` raises inside
+    return chosen("linear", x.device, x.dtype, x, *weights, *others) == "native" and _all_native(override, x.dtype)
 
 
 @lru_cache

@@ -1,5 +1,8 @@
 """Attention without gradients in C++: for the tokens of a prompt, and for the next ones over what is remembered."""
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,8 +40,13 @@ def attention_native(
     assert lengths.is_contiguous()
     y = q.new_empty(B, T, H, K)
     if y.numel():
-        kernel(f"attention_{suffix(q.dtype)}", *_TYPES)(
+        _form(q.dtype)(
             pointer(q), pointer(k), pointer(v), pointer(y), pointer(lengths), B, H, k.shape[1], T, K,
             *q.stride()[:3], *k.stride()[:3], scale, T <= FEW_TOKENS, threads(),
         )  # fmt: skip
     return y.transpose(1, 2)
+
+
+@lru_cache
+def _form(dtype: torch.dtype) -> Callable[..., None]:
+    return kernel(f"attention_{suffix(dtype)}", *_TYPES)

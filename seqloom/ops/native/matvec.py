@@ -4,6 +4,9 @@ The weights are read once, in FP32 or BF16, and cast on the way where the rows h
 written back. Sums are FP32 in a fixed order, so a row has the same result, to the last bit, among any neighbours.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,8 +36,13 @@ def matvec(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tens
         weight = weight.contiguous()
     y = x.new_empty((*x.shape[:-1], outputs))
     if y.numel():
-        kernel(_KERNELS[x.dtype, weight.dtype], *_TYPES)(
+        _form(x.dtype, weight.dtype)(
             x.data_ptr(), weight.data_ptr(), y.data_ptr(), y.numel() // outputs, outputs, inputs, weight.stride(0),
             threads(),
         )  # fmt: skip
     return y
+
+
+@lru_cache
+def _form(x: torch.dtype, weight: torch.dtype) -> Callable[..., None]:
+    return kernel(_KERNELS[x, weight], *_TYPES)

@@ -303,7 +303,8 @@ struct Task {
         last = group * heads + std::min(heads, (block + 1) * shape.block_heads());
     }
 
-    // Where the piece of the next head begins, and that head: in the same piece, or in the one `stride` further.
+    // Where the piece of the next head begins, and that head: in the same piece, or in the one `stride` further. That may
+    // lie outside the row; it is for `fetch_row`, which reads nothing.
     std::pair<int64_t, int64_t> after(int64_t head, int64_t start, int64_t stride) const {
         return head + 1 < last ? std::pair(start, head + 1) : std::pair(start + stride, first);
     }

@@ -3,6 +3,8 @@
 `gain` and `eps` are those of the norm in front. All tensors are contiguous; the matrices of a layer have one dtype.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -10,11 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seqloom.ops.native.call import FLAG, NUMBER, POINTER, SIZE, THREADS, kernel, suffix, threads
+from seqloom.ops.native.causal_conv import MOST_TAPS
 
 _LAYER = (POINTER, POINTER, SIZE, SIZE, POINTER, NUMBER, FLAG)
 _MLP = (*_LAYER, POINTER, POINTER, SIZE, THREADS)
 _MAMBA = (*_LAYER, *[SIZE] * 7, *[POINTER] * 4, FLAG, *[POINTER] * 8, THREADS)
 _ATTENTION = (*_LAYER, *[SIZE] * 5, *[POINTER] * 6, SIZE, POINTER, NUMBER, THREADS)
+_TYPES = {"mlp_step": _MLP, "mamba_step": _MAMBA, "attention_step": _ATTENTION}
 
 
 class MambaWeights(NamedTuple):
@@ -45,9 +49,7 @@ def mlp_step(
     down: Float[Tensor, "D F"],
 ) -> Float[Tensor, "B T D"]:
     y, gain = torch.empty_like(x), _fp32(gain)
-    kernel(f"mlp_step_{suffix(x.dtype)}", *_MLP)(
-        *_layer(x, y, gain, eps, up), up.data_ptr(), down.data_ptr(), len(up), threads()
-    )
+    _form("mlp_step", x.dtype)(*_layer(x, y, gain, eps, up), up.data_ptr(), down.data_ptr(), len(up), threads())
     return y
 
 
@@ -67,13 +69,14 @@ def mamba_step(
     Returns:
         the residual stream after the layer, and the next window.
     """
+    assert weights.taps.shape[2] <= MOST_TAPS
     y, next_window = torch.empty_like(x), torch.empty_like(window)
     gain, gated_gain = _fp32(gain), _fp32(weights.gated_gain)
     dt_bias, skip = _fp32(weights.dt_bias), _fp32(weights.D)
     rates = -torch.exp(_fp32(weights.A_log))
     batch, tokens, _ = x.shape
     _, heads, head_width, state_width = state.shape
-    kernel(f"mamba_step_{suffix(x.dtype)}", *_MAMBA)(
+    _form("mamba_step", x.dtype)(
         *_layer(x, y, gain, eps, weights.in_proj), batch, tokens, heads, head_width, groups, state_width,
         weights.taps.shape[2], weights.in_proj.data_ptr(), weights.taps.data_ptr(), weights.taps_bias.data_ptr(),
         weights.out_proj.data_ptr(), weights.taps.dtype == torch.bfloat16, dt_bias.data_ptr(), rates.data_ptr(),
@@ -101,12 +104,17 @@ def attention_step(
     y, gain = torch.empty_like(x), _fp32(gain)
     batch, tokens, _ = x.shape
     _, groups, room, head_width = keys.shape
-    kernel(f"attention_step_{suffix(x.dtype)}", *_ATTENTION)(
+    _form("attention_step", x.dtype)(
         *_layer(x, y, gain, eps, weights.q), batch, tokens, len(weights.q) // head_width, groups, head_width,
         *(weight.data_ptr() for weight in weights), keys.data_ptr(), values.data_ptr(), room, lengths.data_ptr(),
         scale, threads(),
     )  # fmt: skip
     return y
+
+
+@lru_cache
+def _form(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    return kernel(f"{name}_{suffix(dtype)}", *_TYPES[name])
 
 
 def _layer(x: Tensor, y: Tensor, gain: Tensor, eps: float, matrix: Tensor) -> tuple[int | float, ...]:

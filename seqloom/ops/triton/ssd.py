@@ -79,9 +79,9 @@ def _starts(documents: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 def _longest(x: Float[Tensor, "B T H P"], b: Float[Tensor, "B T G N"], *, forward: bool) -> int:
     """Tokens of the longest piece whose tiles fit in registers and shared memory."""
     wide = b.shape[3] > 128
-    if x.dtype == torch.bfloat16:
-        return 128 if forward and not wide else 64
-    return 32 if wide else 64
+    if x.dtype == torch.bfloat16 and forward and not wide:
+        return 128
+    return 32 if x.dtype == torch.float32 and wide and not forward else 64
 
 
 class _Scan(torch.autograd.Function):

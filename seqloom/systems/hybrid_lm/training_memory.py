@@ -49,6 +49,7 @@ def training_bytes(run: Run) -> int:
     rows = run.task.micro_rows or run.task.batch_rows
     tokens, head = rows * run.task.sequence_length, run.model.vocab_size * run.model.width
     chunk = min(tokens, max(LOGITS_TOKENS, LOGITS // run.model.vocab_size)) * run.model.vocab_size
+    # The portable form of the loss holds a chunk thrice and more, the native one once and works on it in place.
     logits = (12 if wide == 4 else 14) * chunk + (wide * head if stored != wide else 0)
     heads = 4 * (1 + depth) * head if run.adapter is None else 0
     earlier = gradients if rows < run.task.batch_rows else 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seqloom.ops.native.build import why_not
 from seqloom.ops.native.call import FLAG, kernel, pointer
-from seqloom.ops.native.matvec import _KERNELS, _TYPES, MOST_ROWS, matvec
+from seqloom.ops.native.matvec import MOST_ROWS, _form, matvec
 
 FP32, BF16 = torch.float32, torch.bfloat16
 FORMATS = [(FP32, FP32), (FP32, BF16), (BF16, BF16), (BF16, FP32)]
@@ -81,9 +81,7 @@ def test_nothing_gives_nothing() -> None:
 def test_only_the_result_is_written(x_format: torch.dtype, w_format: torch.dtype) -> None:
     x, w = inputs(3, 37, 19, x_format, w_format)
     room = torch.full((3 * 37 + 64,), 7.0, dtype=x_format)
-    kernel(_KERNELS[x_format, w_format], *_TYPES)(
-        pointer(x), pointer(w), pointer(room[32:]), 3, 37, 19, w.stride(0), 1
-    )  # fmt: skip
+    _form(x_format, w_format)(pointer(x), pointer(w), pointer(room[32:]), 3, 37, 19, w.stride(0), 1)
     assert (room[:32] == 7).all()
     assert (room[-32:] == 7).all()
     assert torch.equal(room[32:-32].view(3, 37), matvec(x, w))
