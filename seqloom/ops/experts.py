@@ -35,6 +35,8 @@ def experts(
     implementation = chosen("experts", x.device, x.dtype, x, indices, weights, up, down)
     if implementation == "native":
         from seqloom.ops.native.experts import experts_native as form
+    elif implementation == "triton":
+        from seqloom.ops.triton.experts import experts_triton as form
     else:
         form = experts_reference if implementation == "reference" else experts_sorted
     return form(x, indices, weights, up, down)
