@@ -59,7 +59,8 @@ inline std::vector<Rows> cut(const Rows& rows, int64_t most) {
     std::vector<Rows> parts;
     const int64_t count = (rows.count() + most - 1) / most;
     for (int64_t i = 0; i < count; ++i)
-        parts.push_back({rows.expert, rows.first + rows.count() * i / count, rows.first + rows.count() * (i + 1) / count});
+        parts.push_back({rows.expert, rows.first + rows.count() * i / count,
+                         rows.first + rows.count() * (i + 1) / count});
     return parts;
 }
 
@@ -79,15 +80,18 @@ void gather(const T* x, const Sorted& sorted, const Rows& rows, const Sizes& siz
 
 // y_s = sum over k of weights_sk rows[places_sk], in the order of k; without weights, each counts 1.
 template <class T>
-void sum_by_token(const float* rows, const float* weights, const Sorted& sorted, const Sizes& sizes, T* y, int threads) {
+void sum_by_token(const float* rows, const float* weights, const Sorted& sorted, const Sizes& sizes, T* y,
+                  int threads) {
     constexpr int64_t block = 64;
     parallel_for((sizes.S + block - 1) / block, threads, [=](int64_t task) {
         for (int64_t s = task * block; s < std::min(sizes.S, (task + 1) * block); ++s) {
             const int32_t* places = sorted.places + s * sizes.K;
             auto total = [&](auto read) {
                 vf sum{};
-                for (int64_t k = 0; k < sizes.K; ++k)
-                    sum = fma(broadcast(weights ? weights[s * sizes.K + k] : 1.0f), read(rows + places[k] * sizes.I), sum);
+                for (int64_t k = 0; k < sizes.K; ++k) {
+                    const float weight = weights ? weights[s * sizes.K + k] : 1.0f;
+                    sum = fma(broadcast(weight), read(rows + places[k] * sizes.I), sum);
+                }
                 return sum;
             };
             int64_t i = 0;

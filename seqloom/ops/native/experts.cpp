@@ -1,11 +1,11 @@
 // Routed experts: every token through the squared-ReLU MLPs that its router chose, forward and backward, plain or with
 // low-rank adapters on matrices that stay as they are: W + scale b a.
 //
-// Forward, a task is a block of one expert's rows: gathered, multiplied by `up`, squared, multiplied by `down`, all while
-// the block is in the cache. Then every token sums its rows. Backward, a task is a longer run of one expert's rows, block
-// after block, so that the expert's gradients gather in one place; where an expert has several runs their parts are
-// added up afterwards, in order. A few rows, as in generation, are instead multiplied as they are, at the speed of
-// reading the weights that they chose. Sums never depend on threads, nor those of a token on what its neighbours are.
+// Forward, a task is a block of one expert's rows: gathered, multiplied by `up`, squared, multiplied by `down`, all
+// while the block is in the cache. Then every token sums its rows. Backward, a task is a longer run of one expert's
+// rows, block after block, so that the expert's gradients gather in one place; where an expert has several runs, their
+// parts are added up afterwards, in order. A few rows, as in generation, are instead multiplied as they are, at the
+// speed of reading the weights that they chose. Sums depend neither on threads nor on what a token's neighbours are.
 #include <algorithm>
 #include <array>
 #include <memory>
@@ -90,21 +90,19 @@ void through(bool few, int64_t R, const X* x, const Stack<T, Stored>& w, int64_t
     multiply(few, R, w.out, w.rank, narrow, w.b_of(e), y, true);
 }
 
-// relu(before)^2 in place. Where `kept` is given, `before` is stored there and used as stored.
+// relu(before)^2 in place, of `before` as T holds it, which is kept unless `kept` is NULL.
 template <class T>
 void activate(float* before, int64_t count, T* kept) {
-    auto squared = [](vf x) { return relu(x) * relu(x); };
+    auto step = [&](int64_t i, int64_t n) {
+        T held[W];
+        store(held, n == W ? load(before + i) : load(before + i, n));
+        if (kept) std::copy_n(held, n, kept + i);
+        vf x = relu(load(held));
+        n == W ? store(before + i, x * x) : store(before + i, x * x, n);
+    };
     int64_t i = 0;
-    for (; i + W <= count; i += W) {
-        vf x = load(before + i);
-        if (kept) store(kept + i, x), x = load(kept + i);
-        store(before + i, squared(x));
-    }
-    if (const int64_t n = count - i) {
-        vf x = load(before + i, n);
-        if (kept) store(kept + i, x, n), x = load(kept + i, n);
-        store(before + i, squared(x), n);
-    }
+    for (; i + W <= count; i += W) step(i, W);
+    if (i < count) step(i, count - i);
 }
 
 // The way back through weight * down(relu(before)^2) for one row. `change` comes as the gradient of the square but for
@@ -311,9 +309,9 @@ using namespace seqloom;
 
 namespace {
 
-// What Python hands over: tokens x and y [S, I], choices and their weights [S, K], up [E, F, I] and down [E, I, F] with
-// their adapters, and `work` for sorting, see `sort` for its size and what it tells. All are contiguous. `kind` is 0 where
-// all is FP32, 1 where all but the weights is BF16, 2 where only up and down are BF16.
+// What Python hands over: tokens x [S, I], choices and their weights [S, K], up [E, F, I] and down [E, I, F] with their
+// adapters, and `work` for sorting, see `sort` for its size and what it tells. All are contiguous. Where `kind` is 0
+// all is FP32, where it is 1 all but the weights is BF16, where it is 2 only up and down are.
 struct Arguments {
     const void* x;
     const int64_t* chosen;
@@ -333,11 +331,10 @@ void with_problem(const Arguments& g, F&& use) {
     auto run = [&](auto one, auto stored) {
         using T = decltype(one);
         using V = decltype(stored);
-        use(Problem<T, V>{sizes, sorted, (const T*)g.x, g.weights,
-                          Stack<T, V>{g.F, g.I, (const V*)g.up, g.up_rank, (const T*)g.up_a, (const T*)g.up_b, g.scale},
-                          Stack<T, V>{g.I, g.F, (const V*)g.down, g.down_rank, (const T*)g.down_a, (const T*)g.down_b, g.scale},
-                          int(g.threads)},
-            one);
+        using S = Stack<T, V>;
+        const S up{g.F, g.I, (const V*)g.up, g.up_rank, (const T*)g.up_a, (const T*)g.up_b, g.scale};
+        const S down{g.I, g.F, (const V*)g.down, g.down_rank, (const T*)g.down_a, (const T*)g.down_b, g.scale};
+        use(Problem<T, V>{sizes, sorted, (const T*)g.x, g.weights, up, down, int(g.threads)}, one);
     };
     if (g.kind == 0) run(0.0f, 0.0f);
     else if (g.kind == 1) run(bf16{}, bf16{});
@@ -346,8 +343,8 @@ void with_problem(const Arguments& g, F&& use) {
 
 }  // namespace
 
-// `hidden` [S K, F] gets what the activation got, in the order of experts, unless it is NULL. `outputs` [S K, I] is there
-// to work in.
+// y is [S, I]. `hidden` [S K, F] gets what the activation got, in the order of experts, unless it is NULL. `outputs`
+// [S K, I] is there to work in.
 extern "C" void seqloom_experts_forward(const Arguments* arguments, void* hidden, float* outputs, void* y) {
     with_problem(*arguments, [&](const auto& problem, auto one) {
         using T = decltype(one);
@@ -355,8 +352,8 @@ extern "C" void seqloom_experts_forward(const Arguments* arguments, void* hidden
     });
 }
 
-// Gradients are of the kind of x, or NULL where not wanted, but for that of the weights, which is FP32 and always wanted.
-// `dinputs` [S K, I] is there to work in, NULL with dx.
+// Gradients are stored as x is and NULL where not wanted; that of the weights is FP32 and always wanted. `dinputs`
+// [S K, I] is there to work in, NULL with dx.
 extern "C" void seqloom_experts_backward(const Arguments* arguments, const void* dy, const void* hidden, void* dx,
                                          float* dweights, float* dinputs, void* dup, void* dup_a, void* dup_b,
                                          void* ddown, void* ddown_a, void* ddown_b) {

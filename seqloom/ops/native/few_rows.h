@@ -2,8 +2,9 @@
 //
 // Some rows of w are read side by side, and every number of w meets all rows of x while it is in a register. Each dot
 // product is one running vector of partial sums, added up at the end: the same operations in the same order whatever the
-// number of rows on either side. BF16 is widened in pairs, the two numbers of a 32-bit word at a time, which needs no
-// shuffling once x lies in that order too: even places, odd places.
+// number of rows on either side. Rows that are read side by side lie far apart, so that each belongs to a stream of its
+// own that runs on from row to row, which is what processors fetch ahead. BF16 is widened in pairs, the two numbers of a
+// 32-bit word at a time, which needs no shuffling once x lies in that order too: even places, odd places.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,7 @@ namespace seqloom {
 
 constexpr int x_rows = 4;               // of x at a time
 constexpr int w_rows = W == 8 ? 3 : 4;  // of w then, so that all sums stay in the registers, 16 or 32 of them
+constexpr int ahead_bytes = 1024;       // that are asked for before they are needed
 
 // How w is read: `step` numbers at a time, as step / W vectors, and how the numbers of x that meet them lie.
 struct Fp32 {
@@ -71,31 +73,43 @@ void arrange(const T* x, int64_t k, float* to) {
 
 namespace few_rows_parts {
 
+// Keeps a vector in its register, where GCC would rather read it from memory once more for every product.
+inline void hold([[maybe_unused]] vf& x) {
+#if defined(__x86_64__) && defined(__AVX__)
+    asm("" : "+x"(x));
+#endif
+}
+
+// M rows of x with N rows of w. Rows of x and of y are `ldx` and `ldy` apart, those of w `ldw`; sums of one row of y lie
+// `apart` from each other.
 template <class Weights, int M, int N>
-void tile(const float* x, int64_t ldx, const typename Weights::Stored* w, int64_t ldw, int64_t k, float* y, int64_t ldy) {
+void tile(const float* x, int64_t ldx, const typename Weights::Stored* w, int64_t ldw, int64_t k, float* y, int64_t ldy,
+          int64_t apart) {
     constexpr int step = Weights::step;
+    constexpr bool fits = M > 1 && std::is_same_v<Weights, Fp32>;  // in the registers, without intermediate results
     vf sums[M][N] = {};
     auto meet = [&](const float* values, const typename Weights::Stored* weights, int64_t ld) {
 #pragma GCC unroll 2
         for (int part = 0; part < step / W; ++part) {
             vf wide[N];
 #pragma GCC unroll 4
-            for (int j = 0; j < N; ++j) wide[j] = Weights::part(weights + j * ld, part);
+            for (int j = 0; j < N; ++j) {
+                wide[j] = Weights::part(weights + j * ld, part);
+                if (fits) hold(wide[j]);
+            }
 #pragma GCC unroll 4
             for (int i = 0; i < M; ++i) {
                 vf value = load(values + i * ldx + part * W);
+                if (fits) hold(value);
 #pragma GCC unroll 4
                 for (int j = 0; j < N; ++j) sums[i][j] = fma(value, wide[j], sums[i][j]);
             }
         }
     };
     int64_t whole = k / step * step;
-    bool short_rows = k * sizeof *w < 2048;  // the rows that come next are asked for one after the other, or side by side
-    int64_t along = short_rows ? N * step : step, across = short_rows ? step : ldw;
-    const typename Weights::Stored* next = w + N * ldw;
-    for (int64_t at = 0; at < whole; at += step, next += along) {
+    for (int64_t at = 0; at < whole; at += step) {
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) __builtin_prefetch(next + j * across);
+        for (int j = 0; j < N; ++j) __builtin_prefetch(reinterpret_cast<const char*>(w + at + j * ldw) + ahead_bytes);
         meet(x + at, w + at, ldw);
     }
     if (whole < k) {
@@ -106,18 +120,18 @@ void tile(const float* x, int64_t ldx, const typename Weights::Stored* w, int64_
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) y[i * ldy + j] = sum(sums[i][j]);
+        for (int j = 0; j < N; ++j) y[i * ldy + j * apart] = sum(sums[i][j]);
 }
 
 // All m rows of x with N rows of w.
 template <class Weights, int N>
 void strip(int64_t m, const float* x, int64_t ldx, const typename Weights::Stored* w, int64_t ldw, int64_t k, float* y,
-           int64_t ldy) {
+           int64_t ldy, int64_t apart) {
     for (; m >= x_rows; m -= x_rows, x += x_rows * ldx, y += x_rows * ldy)
-        tile<Weights, x_rows, N>(x, ldx, w, ldw, k, y, ldy);
-    if (m == 3) tile<Weights, 3, N>(x, ldx, w, ldw, k, y, ldy);
-    if (m == 2) tile<Weights, 2, N>(x, ldx, w, ldw, k, y, ldy);
-    if (m == 1) tile<Weights, 1, N>(x, ldx, w, ldw, k, y, ldy);
+        tile<Weights, x_rows, N>(x, ldx, w, ldw, k, y, ldy, apart);
+    if (m == 3) tile<Weights, 3, N>(x, ldx, w, ldw, k, y, ldy, apart);
+    if (m == 2) tile<Weights, 2, N>(x, ldx, w, ldw, k, y, ldy, apart);
+    if (m == 1) tile<Weights, 1, N>(x, ldx, w, ldw, k, y, ldy, apart);
 }
 
 }  // namespace few_rows_parts
@@ -126,14 +140,17 @@ void strip(int64_t m, const float* x, int64_t ldx, const typename Weights::Store
 template <class Weights>
 void few_rows(int64_t m, int64_t n, int64_t k, const float* x, int64_t ldx, const typename Weights::Stored* w,
               int64_t ldw, float* y, int64_t ldy) {
-    int64_t j = 0;
-    auto run = [&](auto width) {
-        constexpr int N = decltype(width)::value;
-        for (; j + N <= n; j += N) few_rows_parts::strip<Weights, N>(m, x, ldx, w + j * ldw, ldw, k, y + j, ldy);
+    int64_t done = 0;
+    auto in_streams = [&](auto streams) {
+        constexpr int N = decltype(streams)::value;
+        const int64_t apart = (n - done) / N;
+        for (int64_t j = done; j < done + apart; ++j)
+            few_rows_parts::strip<Weights, N>(m, x, ldx, w + j * ldw, apart * ldw, k, y + j, ldy, apart);
+        done += N * apart;
     };
-    if (m < x_rows) run(std::integral_constant<int, 4>{});
-    run(std::integral_constant<int, w_rows>{});
-    run(std::integral_constant<int, 1>{});
+    if (m < x_rows) in_streams(std::integral_constant<int, 4>{});
+    in_streams(std::integral_constant<int, w_rows>{});
+    in_streams(std::integral_constant<int, 1>{});
 }
 
 }  // namespace seqloom

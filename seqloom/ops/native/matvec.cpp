@@ -6,7 +6,7 @@
 namespace seqloom {
 namespace {
 
-constexpr int64_t task_bytes = 1 << 16;  // of weights; reading them takes far longer than handing out a task
+constexpr int64_t task_bytes = 1 << 18;  // of weights: long streams, and enough tasks for some threads
 
 // x [m, k] and y [m, n] are contiguous, the rows of w [n, k] are `ldw` apart.
 template <class Weights, class T>
@@ -16,8 +16,7 @@ void matvec(const void* x, const void* w, void* y, int64_t m, int64_t n, int64_t
     float* arranged = static_cast<float*>(scratch(m * ldx * sizeof(float), 4));
     for (int64_t row = 0; row < m; ++row)
         arrange<Weights>(static_cast<const T*>(x) + row * k, k, arranged + row * ldx);
-    constexpr int64_t even = 12;  // of all that few_rows reads side by side
-    int64_t share = std::max<int64_t>(task_bytes / (sizeof(Stored) * std::max<int64_t>(k, 1)) / even, 1) * even;
+    int64_t share = std::max<int64_t>(task_bytes / (sizeof(Stored) * std::max<int64_t>(k, 1)), 12);
     parallel_for((n + share - 1) / share, threads, [=](int64_t task) {
         int64_t first = task * share, count = std::min(share, n - first);
         float* sums = static_cast<float*>(scratch(m * count * sizeof(float), 5));

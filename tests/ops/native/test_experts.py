@@ -122,6 +122,13 @@ def test_an_adapter_that_does_nothing_changes_no_bit(S, dtype, zero):
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize("S", [4, 700])
+def test_learning_changes_no_bit_of_the_outputs(S, dtype):
+    given = inputs(S, 3, 5, 33, 17, dtype=dtype)
+    assert torch.equal(found(native.experts_native, *given)[0], native.experts_native(*given))
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("S", [4, 700])
 def test_a_token_does_not_depend_on_its_neighbours(S, dtype):
     x, indices, weights, up, down = inputs(S, 3, 5, 33, 17, dtype=dtype)
     whole = native.experts_native(x, indices, weights, up, down)
