@@ -22,6 +22,9 @@ from seqloom.core.checkpoint.json_file import read_config, read_json, shown
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.errors import CheckpointError, ConfigError
 
+MAIN_SYSTEM = "hybrid_lm"
+"""The one whose recipes need no system before their name, though others have recipes of that name."""
+
 ADAPTER = "adapter_config.json"
 """The file that makes a folder one of adapters, which are read together with the model they sit on."""
 
@@ -51,7 +54,7 @@ def recipes() -> dict[str, Any]:
 def full_name(name: str) -> str:
     """The full name, `system/name`, of a recipe given with or without its system.
 
-    The system may be left out where only one system has a recipe of that name.
+    The system may be left out where only one system has a recipe of that name, or the main one has.
 
     Raises:
         ConfigError: no recipe has this name (the nearest are listed), or several have (all are listed).
@@ -90,7 +93,8 @@ def _spellings() -> dict[str, list[str]]:
     for full in recipes():
         for spelling in (full, full.split("/")[1]):
             found.setdefault(spelling, []).append(full)
-    return found
+    main = {full.split("/")[1]: [full] for full in recipes() if full.startswith(f"{MAIN_SYSTEM}/")}
+    return found | main
 
 
 def recipe(name: str) -> Any:

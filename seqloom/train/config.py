@@ -9,27 +9,30 @@ DecayShape = Literal["minus_sqrt", "linear", "cosine"]
 
 @config
 class OptimizerConfig:
-    """AdamW for everything, or Muon for the hidden matrices with AdamW for the rest."""
+    """AdamW, SGD with Nesterov's momentum or RMSProp for everything; or Muon for the hidden matrices and AdamW for the
+    rest."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Literal["adamw", "muon", "sgd", "rmsprop"] = "adamw"
     lr: Annotated[float, Gt(0)] = 1e-3
-    """Peak learning rate of the AdamW groups."""
+    """Peak learning rate of all but the Muon group."""
     muon_lr: Annotated[float, Gt(0)] = 0.02
     """Peak learning rate of the Muon group (orthogonalised updates); unused with adamw."""
     beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.95
+    """Decay of the mean square of gradients, also with rmsprop."""
     eps: Annotated[float, Gt(0)] = 1e-8
     weight_decay: Annotated[float, Ge(0)] = 0.1
-    """Decoupled decay of matrices and convolution kernels; one-dimensional parameters are never decayed."""
-    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.95
-    """Nesterov momentum of the Muon group."""
+    """Decay of matrices and convolution kernels, decoupled with adamw and muon and part of the gradient with sgd and
+    rmsprop; one-dimensional parameters are never decayed."""
+    momentum: Annotated[float, Interval(gt=0, lt=1)] = 0.95
+    """Nesterov momentum of sgd and of the Muon group."""
 
 
 @config
 class ScheduleConfig:
-    """Learning-rate factor over the run: linear warm-up, a plateau (wsd) or none (cosine), then decay."""
+    """Learning-rate factor over the run: linear warm-up, a plateau (wsd) or none (cosine, exponential), then decay."""
 
-    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    kind: Literal["wsd", "cosine", "exponential", "constant"] = "wsd"
     warmup_steps: Annotated[int, Ge(0)] = 100
     decay_fraction: Annotated[float, Interval(gt=0, le=1)] = 0.2
     """Share of all steps spent in the final decay of `wsd`."""

@@ -96,7 +96,8 @@ def _train(run: Run, device: torch.device, place: RunFolder, watch: Observer, st
             if ready is None:
                 assert stop.signal
                 raise Interrupted(_last(place), stop.signal)
-            _take_steps(run, *ready, place, records, watch, stop)
+            with contextlib.closing(ready[0]):
+                _take_steps(run, *ready, place, records, watch, stop)
     return place
 
 

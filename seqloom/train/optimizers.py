@@ -2,9 +2,9 @@
 
 Which parameter gets what:
 
-    hidden matrices                     Muon if chosen, with decay; AdamW with decay otherwise
-    other parameters of 2 and more axes AdamW with decay (embedding, head, router, convolution)
-    one axis or none                    AdamW, never decayed (norms, biases, A, D, dt)
+    hidden matrices                     Muon if chosen, with decay; as the others otherwise
+    other parameters of 2 and more axes AdamW, SGD or RMSProp with decay (embedding, head, router, convolution)
+    one axis or none                    the same without decay (norms, biases, A, D, dt)
 
 A module says which of its own parameters are hidden matrices in a tuple `hidden_matrices` of attribute names, each
 shaped [rows = outputs, columns = inputs] or a stack [experts, rows, columns]. Nothing is guessed from names, and an
@@ -17,7 +17,7 @@ Where several processes train a model, each optimizer works on this rank's piece
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,12 @@ from seqloom.train.muon import Dealt, Muon
 if TYPE_CHECKING:
     from seqloom.train.parallel.spread import Spread
 
-STATE_KEYS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), Muon: ("momentum",)}
+STATE_KEYS = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"),
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.RMSprop: ("square_avg", "step"),
+    Muon: ("momentum",),
+}
 
 
 class Optimizers:
@@ -109,21 +114,22 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, spread: "Spread 
     ]
     parts: list[torch.optim.Optimizer] = []
     if rest:
-        parts.append(
-            torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                lr=config.lr,
-                betas=(config.beta1, config.beta2),
-                eps=config.eps,
-                fused=True,
-            )
-        )
+        parts.append(_elementwise([group for group in groups if group["params"]], config))
     if hidden:
         matrices = [parameter for parameter in names if parameter in hidden]
         dealt = {} if spread is None else _dealt_matrices(spread, {names[matrix]: matrix for matrix in matrices})
         parts.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay, dealt))
     _assert_groups(parts, names, config)
     return Optimizers(parts, names)
+
+
+def _elementwise(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+    if config.kind == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.lr, alpha=config.beta2, eps=config.eps)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
 def _assert_groups(parts: list[torch.optim.Optimizer], names: dict[Tensor, str], config: OptimizerConfig) -> None:

@@ -4,6 +4,7 @@
 
     wsd       1 until the last `decay_fraction` of all steps, then  f + (1 - f) · decay(r)
     cosine    f + (1 - f) · decay(r) over everything after the warm-up, with the cosine decay
+    exponential    f^((step + 1) / steps), which falls by the same factor every epoch
     constant  1
 
     decay(r) = 1 - √r (minus_sqrt),  1 - r (linear),  (1 + cos πr) / 2 (cosine);   r in (0, 1], 1 at the last step
@@ -26,6 +27,8 @@ def factor(step: int, steps: int, config: ScheduleConfig) -> float:
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.kind == "constant":
         return warmup
+    if config.kind == "exponential":
+        return min(warmup, config.final_factor ** ((step + 1) / steps))
     start, shape = steps - round(steps * config.decay_fraction), config.decay_shape
     if config.kind == "cosine":
         start, shape = config.warmup_steps, "cosine"

@@ -5,9 +5,10 @@ A step folder holds the public model folder and beside it:
     optim.safetensors   optimizer state by parameter name        rng.safetensors   torch's global generators
     state.json          position, units seen, seconds spent, batches left out, digest of the data
     run.yaml            the resolved run
+    task.safetensors    only if batches depend on earlier ones: environments and what else the task goes on from
     base.json           only if the run began with a model folder: which one that was
 
-No loader state exists: a batch is a pure function of seed and number, and its number is that of the step plus the
+Data has no loader state: a batch is a pure function of seed and number, and its number is that of the step plus the
 batches that were left out before it.
 """
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from seqloom.train.parallel.spread import Spread
 
 FORMAT = 1
-OPTIMIZER, RNG, STATE, RUN = "optim.safetensors", "rng.safetensors", "state.json", "run.yaml"
+OPTIMIZER, RNG, TASK, STATE, RUN = "optim.safetensors", "rng.safetensors", "task.safetensors", "state.json", "run.yaml"
 
 
 class StepContents(NamedTuple):
@@ -47,6 +48,7 @@ class StepContents(NamedTuple):
     model: Any
     optimizer: dict[str, Tensor]
     rng: dict[str, Tensor]
+    task: dict[str, Tensor]
     facts: dict[str, Any]
     base: dict[str, str] | None
     copied: bool = False
@@ -59,6 +61,8 @@ class StepContents(NamedTuple):
             write_identity(folder, str(run.init_from), self.base)
         save_tensors(folder / OPTIMIZER, self.optimizer)
         save_tensors(folder / RNG, self.rng)
+        if self.task:
+            save_tensors(folder / TASK, self.task)
         (folder / STATE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
         (folder / RUN).write_text(to_yaml(run), encoding="utf-8")
 
@@ -131,8 +135,8 @@ class TrainState:
         }
         optimizer, rng = self.optimizers.state(), capture_rng()
         if self.spread is None:
-            return StepContents(self.model, optimizer, rng, facts, self.base)
-        return StepContents(*self.spread.gather(optimizer), rng, facts, self.base, copied=True)
+            return StepContents(self.model, optimizer, rng, task.state(), facts, self.base)
+        return StepContents(*self.spread.gather(optimizer), rng, task.state(), facts, self.base, copied=True)
 
     def read(self, folder: Path, task: Task) -> None:
         """Go back to a step folder written by the same run.
@@ -156,5 +160,6 @@ class TrainState:
             self.spread.read(folder)
             self.optimizers.load(dict(self.spread.optimizer_pieces(folder, Path(OPTIMIZER).stem)))
         restore_rng(load_tensors(folder / RNG))
+        task.load_state(load_tensors(folder / TASK) if (folder / TASK).exists() else {})
         self.step, self.units, self.seconds = facts["step"], facts["units"], facts["seconds"]
         self.left_out = [(first, last) for first, last in facts.get("left_out", [])]

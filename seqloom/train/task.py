@@ -48,8 +48,8 @@ class Task(Protocol):
         ...
 
     def next_batch(self, model: nn.Module, step: int) -> list[Any]:
-        """The micro-batches of a step (counted from 0, batches left out included): a pure function of seed and step for
-        fixed data."""
+        """The micro-batches of a step (counted from 0, batches left out included): a pure function of seed, step and
+        `state`. Asked again for the same step, it gives the same batch."""
         ...
 
     def smallest(self, batch: list[Any]) -> list[Any]:
@@ -85,4 +85,21 @@ class Task(Protocol):
 
     def fingerprint(self) -> str:
         """Digest of everything that decides the batches; a resumed run must show the same one."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of what batches so far left behind and later ones begin with, such as environments in the middle of
+        an episode; saved with every step. Empty where a batch depends on seed and step alone."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go back to where `state` was taken, after the same number of steps of the same run.
+
+        Raises:
+            CheckpointError: it is not a state of this task.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of processes and files; the task is not asked again."""
         ...

@@ -64,6 +64,12 @@ def test_a_name_that_two_systems_use_needs_its_system(monkeypatch: pytest.Monkey
         rooms.full_name("small")
 
 
+def test_the_main_system_needs_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "recipes", lambda: dict.fromkeys(("ears/tiny", "hybrid_lm/tiny")))
+    assert rooms.full_name("tiny") == "hybrid_lm/tiny"
+    assert (rooms.short_name("hybrid_lm/tiny"), rooms.short_name("ears/tiny")) == ("tiny", "ears/tiny")
+
+
 def test_all_recipes_are_made_without_torch() -> None:
     program = (
         "import sys; from seqloom.core import rooms; [make() for make in rooms.recipes().values()]; "

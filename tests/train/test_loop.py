@@ -193,6 +193,18 @@ def test_after_a_crash_it_is_the_same_run(whole: dict[str, Any], tmp_path: Path)
     assert result(tmp_path) == whole
 
 
+def test_batches_that_depend_on_earlier_ones_go_on_where_they_were(tmp_path: Path) -> None:
+    run = ToyRun(task=ToyTaskConfig(walks=True))
+    train(run, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(run, tmp_path / "parts", SignalAt(3))
+    with pytest.raises(RuntimeError, match="power"):
+        train(run, tmp_path / "parts", CrashAt(9))
+    train(run, tmp_path / "parts")
+    assert result(tmp_path / "parts") == result(tmp_path / "whole")
+    assert "task.safetensors" not in {path.name for path in (tmp_path / "whole").iterdir()}
+
+
 def test_a_finished_run_stays_as_it_is(whole: dict[str, Any], tmp_path: Path) -> None:
     train(ToyRun(), tmp_path)
     diary = Diary()

@@ -1,5 +1,8 @@
 """Parameter groups, equality with torch's AdamW, and the state on its way to a file and back."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -90,7 +93,27 @@ def test_adamw_equals_torch() -> None:
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("kind", "oracle"),
+    [
+        ("sgd", partial(torch.optim.SGD, momentum=0.7, nesterov=True)),
+        ("rmsprop", partial(torch.optim.RMSprop, alpha=0.9, eps=1e-3)),
+    ],
+)
+def test_the_other_kinds_equal_torch(kind: str, oracle: Callable[..., torch.optim.Optimizer]) -> None:
+    ours, theirs = ToyModel(6, 0.0, False), ToyModel(6, 0.0, False)
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimizerConfig(kind=kind, lr=0.01, momentum=0.7, beta2=0.9, eps=1e-3, weight_decay=0.0)
+    optimizers, other = build_optimizers(ours, config), oracle(theirs.parameters(), lr=0.01)
+    for step in range(3):
+        for model in (ours, theirs):
+            gradients(model, step)
+        optimizers.step(1.0)
+        other.step()
+    assert all(torch.equal(mine, their) for mine, their in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "sgd", "rmsprop"])
 def test_state_goes_round_bit_for_bit(kind: str) -> None:
     config = OptimizerConfig(kind=kind)
     torch.manual_seed(0)

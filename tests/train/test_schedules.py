@@ -33,6 +33,13 @@ def test_wsd_with_minus_sqrt_follows_the_published_formula() -> None:
     assert rates[-1] == pytest.approx(final)
 
 
+def test_exponential_falls_by_the_same_factor_every_epoch() -> None:
+    """Deep Speech 2 divides by 1.2 after each of 20 epochs."""
+    rates = curve(2000, ScheduleConfig(kind="exponential", warmup_steps=0, final_factor=1.2**-20))
+    for epoch in range(20):
+        assert rates[100 * epoch + 99] == pytest.approx(1.2 ** -(epoch + 1))
+
+
 @pytest.mark.parametrize("shape", ["minus_sqrt", "linear", "cosine"])
 def test_decay_goes_from_one_to_zero_and_never_rises(shape: str) -> None:
     values = [decay(index / 100, shape) for index in range(101)]

@@ -69,6 +69,9 @@ class ToyTask:
 
     def __init__(self, run: "ToyRun") -> None:
         self.run = run
+        self.place = torch.zeros(())
+        self.last = -1
+        self.closed = False
 
     def check(self, model: nn.Module) -> None:
         pass
@@ -80,7 +83,14 @@ class ToyTask:
             self.run.task.rows, 1, generator=source
         )
         pieces = zip(rows.split(self.run.task.micro), counted.split(self.run.task.micro), strict=True)
-        return [(step, *piece) for piece in pieces]
+        pieces = [(step, *piece) for piece in pieces]
+        return self._walked(step, pieces) if self.run.task.walks else pieces
+
+    def _walked(self, step: int, pieces: list[tuple[int, Tensor, Tensor]]) -> list[tuple[int, Tensor, Tensor]]:
+        """A batch that depends on the model and on all batches before it, as in reinforcement learning."""
+        if step != self.last:
+            self.last, self.place = step, self.place + sum(rows.mean() for _, rows, _ in pieces)
+        return [(step, rows + torch.tanh(self.place), counted) for _, rows, counted in pieces]
 
     def smallest(self, batch: list[tuple[int, Tensor, Tensor]]) -> list[tuple[int, Tensor, Tensor]]:
         return [(step, *piece) for step, *whole in batch for piece in zip(*(t.split(1) for t in whole), strict=True)]
@@ -127,6 +137,17 @@ class ToyTask:
     def fingerprint(self) -> str:
         return self.run.task.digest
 
+    def state(self) -> dict[str, Tensor]:
+        return {"place": self.place.clone(), "last": torch.tensor(self.last)} if self.run.task.walks else {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if state:
+            self.place, self.last = state["place"], int(state["last"])
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+
 
 @config
 class ToyTaskConfig:
@@ -138,6 +159,7 @@ class ToyTaskConfig:
     fault_step: int = -1
     fault_length: int = 1
     idle_term: bool = False
+    walks: bool = False
     digest: str = "data"
 
     def build(self, run: "ToyRun", device: torch.device, progress: Any = None) -> ToyTask:

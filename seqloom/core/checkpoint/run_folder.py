@@ -22,7 +22,7 @@ from seqloom.core.checkpoint import commit, lock, manifest
 from seqloom.core.errors import CheckpointError
 
 _LATEST = "latest"
-_ONLY_FOR_TRAINING = (manifest.NAME, "state.json", "optim*.safetensors", "rng*.safetensors")
+_ONLY_FOR_TRAINING = (manifest.NAME, "state.json", "optim*.safetensors", "rng*.safetensors", "task*.safetensors")
 
 
 def model_files(folder: Path) -> list[str]:

@@ -162,6 +162,15 @@ class TextTask:
     def fingerprint(self) -> str:
         return self.data.fingerprint
 
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        assert not state, "rows are a pure function of seed and step"
+
+    def close(self) -> None:
+        pass
+
     def write_assets(self, folder: Path) -> None:
         """Tokenizer files and generation settings; the token ids in config.json become those of the tokenizer.
 
