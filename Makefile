@@ -3,7 +3,7 @@
 # make quick   the tests without the slow tier
 # make lint    format, types, import contract
 # make bench   measure this machine beside its peers, an hour or two; see docs/benchmarks.md
-# make soak    hundreds of kills and damages instead of the dozens of `make test` (about ten minutes)
+# make soak    hundreds of kills and damages instead of dozens, kernels with other vector widths (about ten minutes)
 # make clean   remove the environment and caches; runs/ stays
 #
 # Another interpreter: make demo PYTHON=python3.12
