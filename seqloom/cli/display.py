@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from seqloom.core.readable import duration, size
-from seqloom.data.report import report_lines
 from seqloom.train.observer import Observer, StartReport
 
 
@@ -68,8 +67,7 @@ class Display(Observer):
     def _numbers(self, metrics: dict[str, float]) -> list[str]:
         unit = self._report.unit
         shown = [f"loss {metrics['loss']:.3f}"]
-        if "bits_per_byte" in metrics:
-            shown.append(f"{metrics['bits_per_byte']:.3f} bits/byte")
+        shown += [f"{metrics[name]:.3f} {words}" for name, words in self._report.shown.items() if name in metrics]
         return [*shown, f"{metrics[f'{unit}_per_second']:,.0f} {unit}/s", size(metrics["memory_bytes"])]
 
     def _say(self, text: str) -> None:
@@ -94,7 +92,7 @@ def start_lines(report: StartReport) -> list[str]:
     """What to read before step 1: the data, the model's size, the memory it will take."""
     formats = sorted(set(report.formats.values()))
     begun = f" of {report.run.init_from}" if report.run.init_from and not report.adapter else ""
-    lines = [*report_lines(report.data), *adapter_lines(report.adapter)]
+    lines = [*report.summary, *adapter_lines(report.adapter)]
     lines.append(
         f"{report.parameters:,} parameters{begun} in {', '.join(formats)} on {report.device}; "
         f"about {size(report.needed_bytes)} of {size(report.available_bytes)} memory needed"

@@ -133,7 +133,8 @@ def _make_ready(
         place.write_top("adapter.json", json.dumps(adapter, indent=1) + "\n")
     machine = {"parameters": state.size, **machine_facts(device)}
     place.write_top("machine.json", json.dumps(machine, indent=1) + "\n")
-    watch.on_start(StartReport(run, str(device), state.size, state.step, task.unit, data, formats, *memory, adapter))
+    facts = (state.size, state.step, task.unit, task.shown, task.summary(), formats, *memory, adapter)
+    watch.on_start(StartReport(run, str(device), *facts))
     return task, state
 
 

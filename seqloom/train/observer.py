@@ -1,6 +1,7 @@
 """How a run can be watched: at most one observer, told what happened and asked for nothing."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ class StartReport:
         parameters: how many numbers are trained.
         first_step: steps already done by earlier sessions; 0 for a new run.
         unit: what the loss counts, in the plural.
-        data: the task's report about its data.
+        shown: metrics to show beside the loss, and the words to follow their numbers.
+        summary: what the task says of its data, as lines of text.
         formats: module name -> number format it computes in.
         needed_bytes: estimated peak memory.
         available_bytes: memory found free.
@@ -32,7 +34,8 @@ class StartReport:
     parameters: int
     first_step: int
     unit: str
-    data: dict[str, Any]
+    shown: Mapping[str, str]
+    summary: list[str]
     formats: dict[str, Format]
     needed_bytes: int
     available_bytes: int

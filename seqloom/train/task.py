@@ -39,6 +39,9 @@ class Task(Protocol):
     unit: str
     """What the loss counts, in the plural, for display: "tokens", "frames", "episodes"."""
 
+    shown: Mapping[str, str]
+    """Metrics to show beside the loss while training, by name, and the words to follow their numbers."""
+
     def check(self, model: nn.Module) -> None:
         """Refuse a model that would silently learn something else than this task means; once, before the first step.
 
@@ -77,6 +80,10 @@ class Task(Protocol):
 
     def report(self) -> dict[str, Any]:
         """What a user wants to read about the data before step 1, as plain data; stored as `data.json`."""
+        ...
+
+    def summary(self) -> list[str]:
+        """The report, or what matters most of it, as lines for a terminal."""
         ...
 
     def write_assets(self, folder: Path) -> None:

@@ -11,14 +11,6 @@ from seqloom.train.observer import StartReport
 
 STEPS = recipe("hybrid_lm/tiny").train.steps
 
-DATA = {
-    "tokenizer": {"entries": 320, "sha256": "0" * 64},
-    "rows": 8,
-    "sources": [],
-    "example": [{"document": 0, "target": True, "text": "def f():"}],
-}
-
-
 def watch(console: Console, steps: int = 20) -> None:
     run = recipe("hybrid_lm/tiny")
     report = StartReport(
@@ -27,7 +19,8 @@ def watch(console: Console, steps: int = 20) -> None:
         parameters=4_900_000,
         first_step=0,
         unit="tokens",
-        data=DATA,
+        shown={"bits_per_byte": "bits/byte"},
+        summary=["tokenizer  320 entries", "first row: def f():"],
         formats={"head": "fp32"},
         needed_bytes=300_000_000,
         available_bytes=20_000_000_000,

@@ -6,7 +6,7 @@ too, and the model has parameters of every optimizer group.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class ToyModelConfig:
 
 class ToyTask:
     unit = "samples"
+    shown: ClassVar = {}
 
     def __init__(self, run: "ToyRun") -> None:
         self.run = run
@@ -130,6 +131,9 @@ class ToyTask:
 
     def report(self) -> dict[str, Any]:
         return {"rows": self.run.task.rows}
+
+    def summary(self) -> list[str]:
+        return [f"{self.run.task.rows} rows a step"]
 
     def write_assets(self, folder: Path) -> None:
         (folder / "asset.txt").write_text("asset", encoding="utf-8")

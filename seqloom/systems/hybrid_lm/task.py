@@ -10,7 +10,7 @@ Paper: Nemotron 3 Super, pre-training objective.
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from seqloom.core.distributed import here
 from seqloom.core.progress import Progress
 from seqloom.data.prepare import prepare
+from seqloom.data.report import report_lines
 from seqloom.data.rows import NO_TARGET, Rows
 from seqloom.nn.sigma_reparam import advance
 from seqloom.systems.hybrid_lm.config import Run
@@ -60,6 +61,7 @@ class TextTask:
     """Language modelling on the data of a run."""
 
     unit = "tokens"
+    shown: ClassVar = {"bits_per_byte": "bits/byte"}
 
     def __init__(self, run: Run, device: torch.device, progress: Progress | None = None) -> None:
         self.run = run
@@ -158,6 +160,9 @@ class TextTask:
 
     def report(self) -> dict[str, Any]:
         return self.data.report
+
+    def summary(self) -> list[str]:
+        return report_lines(self.data.report)
 
     def fingerprint(self) -> str:
         return self.data.fingerprint
