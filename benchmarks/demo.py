@@ -3,8 +3,10 @@
     python -m benchmarks demo --out benchmarks/results/demo_mymachine_2026-11-26.jsonl
     python -m benchmarks demo --base 9d2ad5f --rounds 1
 
-Caches are empty at the start, so kernels are compiled on the way. `seconds` are those of the training part. The sample
-is stored with the numbers. Two commits are compared only if they end at the same bits per byte of held-out text.
+Caches are empty at the start, so kernels are compiled on the way. `seconds` are those of the training part, with its
+evaluations and checkpoints. The ceiling is what the matrix products of its steps would take at the fastest rate that
+torch reaches here; norms, convolutions, softmax and the rest are not counted, so the share is one from below. The
+sample is stored with the numbers. Two commits are compared only if they end at the same bits per byte of held-out text.
 """
 
 import json
@@ -17,7 +19,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from benchmarks.case import Case, Line
-from benchmarks.pairing import OURS, quartiles
+from benchmarks.ceiling import arithmetic_rate
+from benchmarks.models import training_flops as model_flops
+from benchmarks.pairing import OURS, quartiles, short
 
 
 def cases(options: Namespace) -> list[Case]:
@@ -40,15 +44,45 @@ def measure(options: Namespace) -> Line:
         source = json.loads((run / "data.json").read_text(encoding="utf-8"))["sources"][0]
         os.environ |= own  # the data that the run was measured on lies in its cache
         held_out = evaluate(run)
+    flops, ceiling = training_flops(), arithmetic_rate("fp32")
     shown = ("source", "python", "list_sha256", "documents", "bytes", "tokens")
     return {
         "seconds": {OURS: quartiles([last["seconds"]])},
         "tokens_per_second": {OURS: round(last["tokens"] / last["seconds"])},
         "figures": {"whole_demo_seconds": round(seconds, 1), "bits_per_byte": round(held_out["bits_per_byte"], 4)},
         "outcome": held_out["bits_per_byte"],
+        "gflops": short(flops / last["seconds"] / 1e9),
+        "ceiling_gflops": short(ceiling / 1e9),
+        "share_of_ceiling": {OURS: short(flops / last["seconds"] / ceiling)},
         "training_tokens": last["tokens"],
         "peak_memory_bytes": last["memory_bytes"],
         "held_out": held_out,
         "corpus": {key: source[key] for key in shown},
         "sample": done.stdout.split("3/3")[-1].split("\n\nNext:")[0].partition("\n\n")[2],
     }
+
+
+def training_flops() -> float:
+    """Of the matrix products of the whole training: the model and its prediction block, forward and backward, and the
+    orthogonalised updates."""
+    import torch
+
+    from seqloom.core.rooms import recipe
+    from seqloom.ops.orthogonalise import ITERATIONS
+    from seqloom.systems.hybrid_lm.budget import layer_parameters
+    from seqloom.train.optimizers import hidden_matrices
+
+    run = recipe("hybrid_lm/tiny")
+    config, rows, length = run.model, run.task.batch_rows, run.task.sequence_length
+    step = model_flops(config, rows, length)
+    if config.mtp is not None:
+        block = sum(layer_parameters(letter, config, active=True) for letter in config.mtp.pattern)
+        head = config.vocab_size * config.width
+        step += 6 * rows * length * config.mtp.depth * (block + 2 * config.width**2 + head)
+    with torch.device("meta"):
+        matrices = hidden_matrices(config.build())
+    for matrix in matrices:
+        short_side, long_side = sorted(matrix.shape[-2:])
+        count = matrix.numel() // (short_side * long_side)
+        step += 2 * count * ITERATIONS * (2 * short_side**2 * long_side + short_side**3)
+    return run.train.steps * step
