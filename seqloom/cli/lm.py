@@ -127,6 +127,7 @@ def tune(
     from seqloom.core.config import check
     from seqloom.systems.deep_speech2 import tune as tuning
     from seqloom.systems.deep_speech2.beam_search import BeamConfig
+    from seqloom.systems.deep_speech2.hear import hear
     from seqloom.systems.deep_speech2.language_model import write_settings
     from seqloom.systems.deep_speech2.transcribe import Recogniser
 
@@ -135,8 +136,8 @@ def tune(
     rules = recogniser.prior(lm)
     assert rules.model
     with Display(Console(stderr=True)) as display:
-        heard, references = tuning.hear(recogniser, run, read_sources(data), limit, display.on_prepare)
-        found = tuning.tune(heard, references, rules, settings, progress=display.on_prepare)
+        heard = hear(recogniser, run, read_sources(data), limit, display.on_prepare)
+        found = tuning.tune(heard, rules, settings, progress=display.on_prepare)
     best = found.tried[0]
     write_settings(lm, rules.model.unit, found.weights, wer=best.wer, cer=best.cer, utterances=len(heard), beam=beam)
     if as_json:

@@ -34,6 +34,9 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "squared_relu": ("native", "torch", "reference"),
     "cross_entropy": ("native", "triton", "torch", "reference"),
     "orthogonalise": ("native", "torch", "reference"),
+    "ctc": ("native", "triton", "torch", "reference"),
+    "ctc_beam": ("native", "reference"),
+    "recurrence": ("native", "torch", "reference"),
 }
 """The implementations of every op, the preferred one first."""
 

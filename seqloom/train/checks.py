@@ -21,6 +21,7 @@ from seqloom.train.untraced import untraced
 FREE_SETTINGS = (
     "init_from",
     "name",
+    "task.actors",
     "task.data.tokenizer",
     "train.activation_checkpointing",
     "train.async_save",

@@ -11,6 +11,7 @@ from seqloom.train.observer import StartReport
 
 STEPS = recipe("hybrid_lm/tiny").train.steps
 
+
 def watch(console: Console, steps: int = 20) -> None:
     run = recipe("hybrid_lm/tiny")
     report = StartReport(

@@ -25,7 +25,7 @@ def test_under_the_interpreter(file, tmp_path):
     run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", FOLDER / file], tmp_path, TRITON_INTERPRET="1")
 
 
-@pytest.mark.parametrize("op", ["ssd", "experts", "causal_conv", "norm", "cross_entropy"])
+@pytest.mark.parametrize("op", ["ssd", "experts", "causal_conv", "norm", "cross_entropy", "ctc"])
 def test_compiles_for_a_gpu(op, tmp_path):
     """The interpreter accepts what the compiler does not."""
     run([sys.executable, FOLDER / "compiling.py", op], tmp_path)

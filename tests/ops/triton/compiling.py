@@ -85,12 +85,18 @@ def cross_entropy(dtype: torch.dtype, form: Any) -> Tensor:
     return form(leaf(16, 64, dtype=dtype), leaf(8192, 64), torch.zeros(16, dtype=torch.int64), 1e-4)[0]
 
 
+def ctc(dtype: torch.dtype, form: Any) -> Tensor:
+    length, labels = torch.full((4,), 150), torch.zeros(4, 40, dtype=torch.int64)
+    return form(leaf(4, 150, 29, dtype=dtype), length, labels, torch.full((4,), 40))
+
+
 OPS: dict[str, tuple[Callable[[torch.dtype, Any], Tensor], str]] = {
     "ssd": (ssd, "ssd_triton"),
     "causal_conv": (causal_conv, "causal_conv_triton"),
     "experts": (experts, "experts_triton"),
     "norm": (norm, "gated_group_norm_triton"),
     "cross_entropy": (cross_entropy, "linear_cross_entropy_triton"),
+    "ctc": (ctc, "ctc_loss_triton"),
 }
 
 
