@@ -13,7 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # Shapes in signatures are checked wherever arrays flow; must precede the first import of these rooms.
 jaxtyping.install_import_hook(
-    ["seqloom.numerics", "seqloom.ops", "seqloom.nn", "seqloom.systems"], typechecker="beartype.beartype"
+    ["seqloom.numerics", "seqloom.ops", "seqloom.nn", "seqloom.rl", "seqloom.systems"], typechecker="beartype.beartype"
 )
 
 from seqloom.core.cache import cache_folder  # noqa: E402

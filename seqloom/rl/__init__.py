@@ -1,0 +1,1 @@
+"""Environments, rollouts and policy losses: what reinforcement learning adds to the floors below."""

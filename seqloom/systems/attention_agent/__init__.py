@@ -1,0 +1,1 @@
+"""Attention-augmented reinforcement-learning agents, which show what they look at."""
