@@ -98,6 +98,7 @@ class AttentionAgent(nn.Module):
             )
             if config.query_kind == "top_down":
                 self.query = mlp(config.lstm_width, config.query_width, config.queries * key)
+                _spread_out(self.query[-1].bias, config)
             else:
                 self.fixed_queries = nn.Parameter(torch.randn(config.queries, key) / key**0.5)
             width = config.queries * (value + key)
@@ -209,6 +210,18 @@ class AttentionAgent(nn.Module):
             state = state._replace(core_h=h, core_c=c)
             outputs.append(h)
         return torch.stack(outputs), state
+
+
+@torch.no_grad()
+def _spread_out(bias: Float[Tensor, "NQ"], config: AgentConfig) -> None:
+    """Let fresh queries look for different contents and places.
+
+    Queries near zero see the mean of the whole image and learn nothing for long. Both parts of the logits begin with a
+    deviation of about 1.2 over positions: contents are some tenths large, the code of a place one half on average.
+    """
+    what, where = bias.view(config.queries, -1).split([config.key_channels, config.code_channels], dim=-1)
+    what.normal_(std=8.5 / config.key_channels**0.5)
+    where.normal_(std=2.4 / max(1, config.code_channels) ** 0.5)
 
 
 def mlp(*widths: int) -> nn.Sequential:
