@@ -25,6 +25,8 @@ AREAS = {
     "decode": "cached generation beside transformers, and how it grows with context",
     "prefill": "reading prompts beside transformers",
     "finetune": "fine-tuning with adapters beside transformers and PEFT",
+    "speech": "features, CTC, recurrence, search, training and streams of a recogniser beside torch's",
+    "agent": "environments, V-trace, acting and learning of an agent",
     "demo": "`make demo` from nothing",
     "gpu": "kernels and training steps on a CUDA device",
 }

@@ -4,6 +4,15 @@ STUDIES = {
     "stability": "which methods let training survive larger learning rates (arXiv 2410.16682)",
     "hybrid": "a hybrid beside a Transformer and an attention-free model of its size (arXiv 2504.03624)",
     "latent_moe": "LatentMoE beside MoE at equal cost, with and without multi-token prediction (arXiv 2601.18089)",
+    "speech_norm": "batch normalization by depth of a recogniser (arXiv 1512.02595)",
+    "speech_sorta_grad": "short utterances first (arXiv 1512.02595)",
+    "speech_conv": "1D and 2D convolutions under noise (arXiv 1512.02595)",
+    "speech_bigrams": "letters and bigrams at long strides (arXiv 1512.02595)",
+    "speech_row_conv": "a row convolution beside one and two directions (arXiv 1512.02595)",
+    "speech_decoding": "what a language model saves, and pruning (arXiv 1512.02595)",
+    "speech_filter": "finding wrong transcripts by CTC cost (arXiv 1512.02595)",
+    "batch_dispatch": "latency in batches and one by one (arXiv 1512.02595)",
+    "speech_speed": "training and CTC beside the plain way (arXiv 1512.02595)",
     "balancing": "expert load with and without auxiliary-loss-free balancing (arXiv 2408.15664)",
 }
 """Name -> what it asks; the file of the same name answers."""

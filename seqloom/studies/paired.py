@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from seqloom.core.charts import Line, LineChart, smooth
 from seqloom.core.config import Ge, Gt, MinLen, config
@@ -22,6 +22,7 @@ from seqloom.systems.hybrid_lm.budget import budget
 from seqloom.systems.hybrid_lm.config import HybridConfig, Run, TextTaskConfig
 from seqloom.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from seqloom.train.observer import Observer
+from seqloom.train.run import Run as AnyRun
 
 STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom; beyond these 2.2 is close enough."""
@@ -103,16 +104,22 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
-    """All trainings of a study.
+class Variants:
+    """All trainings of a study, of any system.
 
     Attributes:
         runs: variant -> its run, the seed aside.
         cells: those trained so far.
+        measure, shown: what variants are compared by unless something else is asked for, and how it is told.
+        nats: what the training loss is counted in.
     """
 
+    measure: ClassVar[str]
+    shown: ClassVar[str]
+    nats: ClassVar[str]
+
     scale: str
-    runs: Mapping[str, Run]
+    runs: Mapping[str, AnyRun]
     seeds: int
     cells: list[Cell] = field(default_factory=list)
 
@@ -128,40 +135,11 @@ class Paired:
         found = self.values(variant, measure)
         return mean(found.values()) if found else None
 
-    def difference(self, variant: str, other: str, measure: str = "bits_per_byte") -> Difference | None:
+    def difference(self, variant: str, other: str, measure: str | None = None) -> Difference | None:
         """How far a variant's measure is above another's; None without a seed that both have."""
-        mine, theirs = self.values(variant, measure), self.values(other, measure)
-        return difference([mine[seed] / theirs[seed] - 1 for seed in sorted(mine.keys() & theirs.keys())])
-
-    def row(self, variant: str) -> tuple[str, ...]:
-        """Size and quality of a variant for a table; see HEADINGS."""
-        cost, found = budget(self.runs[variant].model), self.values(variant, "bits_per_byte")
-        seconds = [trial.step_seconds for trial in self.trials(variant).values()]
-        return (
-            variant,
-            self.runs[variant].model.pattern,
-            f"{(cost.parameters + cost.mtp_parameters) / 1e6:.2f}",
-            f"{cost.active_with_head / 1e6:.2f}",
-            f"{mean(found.values()):.4f}" if found else "-",
-            ", ".join(f"{found[seed]:.4f}" for seed in sorted(found)) or "-",
-            f"{mean(seconds):.2f}" if seconds else "-",
-        )
-
-    def settings(self) -> dict[str, str]:
-        """Under which conditions, for a report."""
-        run = next(iter(self.runs.values()))
-        task, train = run.task, run.train
-        machines = sorted({cell.trial.machine for cell in self.cells})
-        formats = sorted({str(cell.trial.settings["precision"]["activations"]) for cell in self.cells})
-        return {
-            "scale": self.scale,
-            "text": ", ".join(source.path for source in task.data.sources),
-            "step": f"{task.batch_rows} rows of {task.sequence_length} tokens",
-            "training": f"{train.steps} steps of {train.optimizer.kind}, "
-            f"{train.steps * task.batch_rows * task.sequence_length / 1e6:.2f} M tokens",
-            "seeds": str(self.seeds),
-            "computed in": f"{', '.join(formats)} on {', '.join(machines)}" if machines else "not yet",
-        }
+        mine, theirs = (self.values(each, measure or self.measure) for each in (variant, other))
+        both = sorted(seed for seed in mine.keys() & theirs.keys() if theirs[seed])  # nothing is a share of zero errors
+        return difference([mine[seed] / theirs[seed] - 1 for seed in both])
 
     def remarks(self) -> list[str]:
         """What is to be said of any such study."""
@@ -193,7 +171,48 @@ class Paired:
             for cell in self.cells
             if (cell.variant, cell.seed) == (variant, 0)
         ]
-        return LineChart(title="Training loss", x="step", y="nats per token", lines=lines)
+        return LineChart(title="Training loss", x="step", y=self.nats, lines=lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired(Variants):
+    """Trainings of language models."""
+
+    measure = "bits_per_byte"
+    shown = "{:.4f} bits per byte"
+    nats = "nats per token"
+
+    runs: Mapping[str, Run]
+
+    def row(self, variant: str) -> tuple[str, ...]:
+        """Size and quality of a variant for a table; see HEADINGS."""
+        cost, found = budget(self.runs[variant].model), self.values(variant, "bits_per_byte")
+        seconds = [trial.step_seconds for trial in self.trials(variant).values()]
+        return (
+            variant,
+            self.runs[variant].model.pattern,
+            f"{(cost.parameters + cost.mtp_parameters) / 1e6:.2f}",
+            f"{cost.active_with_head / 1e6:.2f}",
+            f"{mean(found.values()):.4f}" if found else "-",
+            ", ".join(f"{found[seed]:.4f}" for seed in sorted(found)) or "-",
+            f"{mean(seconds):.2f}" if seconds else "-",
+        )
+
+    def settings(self) -> dict[str, str]:
+        """Under which conditions, for a report."""
+        run = next(iter(self.runs.values()))
+        task, train = run.task, run.train
+        machines = sorted({cell.trial.machine for cell in self.cells})
+        formats = sorted({str(cell.trial.settings["precision"]["activations"]) for cell in self.cells})
+        return {
+            "scale": self.scale,
+            "text": ", ".join(source.path for source in task.data.sources),
+            "step": f"{task.batch_rows} rows of {task.sequence_length} tokens",
+            "training": f"{train.steps} steps of {train.optimizer.kind}, "
+            f"{train.steps * task.batch_rows * task.sequence_length / 1e6:.2f} M tokens",
+            "seeds": str(self.seeds),
+            "computed in": f"{', '.join(formats)} on {', '.join(machines)}" if machines else "not yet",
+        }
 
 
 HEADINGS = ("variant", "layers", "M parameters", "M active", "bits per byte", "by seed", "seconds a step")
@@ -211,38 +230,46 @@ def difference(shares: Sequence[float]) -> Difference | None:
 
 
 def train_paired(scale: Scale, options: PairedOptions, folder: Path, watch: Observer, watched: Digest) -> Paired:
-    """Train what is missing, as far as the time allows.
+    """Train what is missing of language models, as far as the time allows; the rest as in `train_variants`."""
+    found = Paired(scale=options.scale, runs=scale.runs(options), seeds=options.seeds or scale.seeds)
+    train_variants(found, options.minutes, folder, watch, watched)
+    return found
+
+
+def train_variants(
+    found: Variants, minutes: float | None, folder: Path, watch: Observer, watched: Digest = lambda record: {}
+) -> None:
+    """Train what is missing, as far as the time allows, and put it among the cells.
 
     Args:
+        minutes: begin no run that would end later.
         watched: what to keep of each record of a run's monitor.
     Raises:
         ConfigError: nothing could be trained in the time given.
         Interrupted: finished runs are stored, and the same command goes on.
     """
-    found = Paired(scale=options.scale, runs=scale.runs(options), seeds=options.seeds or scale.seeds)
     began, spent = time.monotonic(), list[float]()
     # Seeds outermost: what was cut short then has all variants once, rather than some of them often.
     plan = [(seed, variant) for seed in range(found.seeds) for variant in found.runs]
     for number, (seed, variant) in enumerate(plan, start=1):
         run = replace(found.runs[variant], seed=seed)
-        path = folder / "trials" / f"{options.scale}-{variant}-{seed}.json"
+        path = folder / "trials" / f"{found.scale}-{variant}-{seed}.json"
         trial = stored_trial(run, path)
         if trial is None:
             start = time.monotonic()
-            if options.minutes is not None and start - began + (max(spent) if spent else 0) > 60 * options.minutes:
+            if minutes is not None and start - began + (max(spent) if spent else 0) > 60 * minutes:
                 continue
             trial = _train(run, path, watch, watched, number, len(plan))
             spent.append(time.monotonic() - start)
-            bits = trial.valid.get("bits_per_byte")
-            outcome = trial.ended if bits is None else f"{bits:.4f} bits per byte"
+            value = trial.valid.get(found.measure)
+            outcome = trial.ended if value is None else found.shown.format(value)
             watch.on_message(f"{number}/{len(plan)}  {variant}, seed {seed}: {outcome}")
         found.cells.append(Cell(variant=variant, seed=seed, trial=trial))
     if not found.cells:
-        raise ConfigError(f"--minutes: {options.minutes:g} are too few for a single run")
-    return found
+        raise ConfigError(f"--minutes: {minutes:g} are too few for a single run")
 
 
-def _train(run: Run, path: Path, watch: Observer, watched: Digest, number: int, total: int) -> Trial:
+def _train(run: AnyRun, path: Path, watch: Observer, watched: Digest, number: int, total: int) -> Trial:
     steps = run.train.steps
 
     def judge(losses: list[float]) -> str | None:

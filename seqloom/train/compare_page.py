@@ -17,9 +17,12 @@ from seqloom.core.errors import ConfigError
 from seqloom.core.page import Html
 from seqloom.core.readable import count, duration, short, size, words
 from seqloom.train.history import History, Over, dotted, number
-from seqloom.train.report_page import SMOOTHED_FROM
+from seqloom.train.report_page import COUNTS, SMOOTHED_FROM
 
-LESS_IS_BETTER = ("loss", "bits_per_byte", "perplexity")
+BETTER: dict[str, Literal["less", "more"]] = {
+    "loss": "less", "bits_per_byte": "less", "perplexity": "less", "wer": "less", "cer": "less", "return_mean": "more",
+}  # fmt: skip
+"""Validation measures of how well a model does."""
 NO_SETTING = "(none)"
 
 
@@ -94,7 +97,7 @@ class Comparison:
     def charts(self) -> list[LineChart]:
         """Further curves by step."""
         shared = dict.fromkeys(name for run in self.runs for name in run.measures("valid"))
-        charts = [self._chart("valid", name, f"Validation {words(name)}") for name in shared if name in LESS_IS_BETTER]
+        charts = [self._chart("valid", name, f"Validation {words(name)}") for name in shared if name in BETTER]
         charts += [self._chart("train", "lr", "Learning rate"), self._chart("train", "grad_norm", "Gradient norm")]
         if self.unit:
             charts.append(self._chart("train", f"{self.unit}_per_second", f"Throughput, {self.unit} per second"))
@@ -126,14 +129,15 @@ class Comparison:
         yield Measure("time", self._last("train", "seconds"), duration)
         yield Measure("parameters", [number(run.machine.get("parameters")) for run in self.runs], count)
         yield Measure("training loss, smoothed", [_smoothed_end(run) for run in self.runs], _four, "less")
-        counts = (self.unit, "bytes")  # how much was measured, not how well
+        counts = (self.unit, *COUNTS)
         for name in dict.fromkeys(name for run in self.runs for name in run.measures("valid") if name not in counts):
-            less = name in LESS_IS_BETTER
-            yield Measure(f"validation {words(name)}", self._last("valid", name), _four, "less" if less else None)
-            if less:
-                least = [_least(run, name) for run in self.runs]
-                yield Measure(f"least validation {words(name)}", [value for value, _ in least], _four, "less")
-                yield Measure(f"least validation {words(name)}, at step", [step for _, step in least], count)
+            better = BETTER.get(name)
+            yield Measure(f"validation {words(name)}", self._last("valid", name), _four, better)
+            if better:
+                word = "least" if better == "less" else "greatest"
+                best = [_best(run, name, better) for run in self.runs]
+                yield Measure(f"{word} validation {words(name)}", [value for value, _ in best], _four, better)
+                yield Measure(f"{word} validation {words(name)}, at step", [step for _, step in best], count)
         if self.unit:
             rates = [_median(run, f"{self.unit}_per_second") for run in self.runs]
             yield Measure(f"{self.unit} per second, median", rates, short, "more")
@@ -172,12 +176,13 @@ def _smoothed_end(run: History) -> float | None:
     return float(smoothed[-1, 1]) if len(smoothed) else None
 
 
-def _least(run: History, name: str) -> tuple[float | None, float | None]:
-    """The smallest value of a validation measure, and its step."""
+def _best(run: History, name: str, better: Literal["less", "more"]) -> tuple[float | None, float | None]:
+    """The smallest or largest value of a validation measure, and its step."""
     points = known(run.points("valid", name))
     if len(points) == 0:
         return None, None
-    step, value = points[points[:, 1].argmin()].tolist()
+    values = points[:, 1]
+    step, value = points[values.argmin() if better == "less" else values.argmax()].tolist()
     return value, step
 
 

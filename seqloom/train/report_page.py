@@ -27,9 +27,9 @@ CELLS = 6000  # most cells of a heat map
 SAMPLES = 5
 
 MEANING = {
-    "output_norm": "L2 norm of a token's output, by linear layer",
+    "output_norm": "L2 norm of an output vector, by linear layer",
     "output_rms": "Root mean square of a layer's output",
-    "input_norm": "L2 norm of a token's input, by linear layer",
+    "input_norm": "L2 norm of an input vector, by linear layer",
     "input_gradient_norm": "Gradient at a layer's input, by linear layer",
     "weight_norm": "L2 norm of weights, by matrix",
     "weight_gradient_norm": "L2 norm of the gradient, by matrix",
@@ -42,6 +42,12 @@ MEANING = {
     "max_vio": "Router balance: largest expert load over the mean (MaxVio)",
 }
 """What the monitors measure; in this order on the page."""
+TITLES = {"share": "share of training", "repeats": "times seen"}
+"""Of what is counted in a source of data, where the name alone does not say it."""
+COUNTS = ("bytes", "characters", "episodes", "utterances", "words")
+"""How much was measured, not how well."""
+FURTHER = ("bits_per_byte", "wer", "cer", "return_mean")
+"""What is looked at beside the loss, where it was measured."""
 SHARES = ("zero_gradients", "one_hot")
 FOLDED = ("output_rms", "input_norm", "weight_norm", "weight_gradient_norm", "zero_gradients", "one_hot")
 
@@ -106,7 +112,7 @@ def headline(history: History) -> dict[str, str]:
         "steps": f"{history.steps_done:,}{wanted}",
         "validation loss": _shown(history.last("valid", "loss"), 4),
         "training loss": _shown(history.last("train", "loss"), 4),
-        "bits per byte": _shown(history.last("valid", "bits_per_byte"), 4),
+        **{words(name): _shown(history.last("valid", name), 4) for name in FURTHER},
         "parameters": _shown(history.machine.get("parameters"), 4),
         unit: _shown(history.last("train", unit), 4),
         "time": _shown(history.last("train", "seconds"), form=duration),
@@ -140,7 +146,7 @@ def course(history: History) -> list[LineChart]:
         _chart(history, f"{unit}_per_second", "Throughput", f"{unit} per second"),
         LineChart(title="Peak memory", x="step", y="GB", lines=[Line(name="memory", points=memory)]),
     ]
-    plain = {"loss", "objective", "lr", "grad_norm", unit, f"{unit}_per_second", "seconds", "memory_bytes", "bytes"}
+    plain = {"loss", "objective", "lr", "grad_norm", unit, f"{unit}_per_second", "seconds", "memory_bytes", *COUNTS}
     further = dict.fromkeys([*history.measures("train"), *history.measures("valid")])
     charts += [_chart(history, name, words(name).capitalize(), "") for name in further if name not in plain]
     return [chart for chart in charts if any(len(line.points) for line in chart.lines)]
@@ -239,15 +245,9 @@ def _data(history: History) -> Iterator[Html]:
     sources, example = data.pop("sources", None), data.pop("example", None)
     parts = []
     if _are_mappings(sources):
-        columns = {
-            "documents": "documents", "tokens": "tokens", "bytes": "bytes", "bytes per token": "bytes_per_token",
-            "share of training": "share", "times seen": "repeats",
-        }  # fmt: skip
-        rows = [
-            [source.get("source", ""), *(_cell(name, source.get(name)) for name in columns.values())]
-            for source in sources
-        ]
-        parts.append(page.table("Sources", ["source", *columns], rows))
+        measured = dict.fromkeys(n for source in sources for n, value in source.items() if number(value) is not None)
+        rows = [[source.get("source", ""), *(_cell(name, source.get(name)) for name in measured)] for source in sources]
+        parts.append(page.table("Sources", ["source", *(TITLES.get(n, words(n)) for n in measured)], rows))
         skipped = [
             (str(source.get("source", "")), _pairs(source.get("skipped")))
             for source in sources

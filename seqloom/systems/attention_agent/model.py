@@ -98,7 +98,9 @@ class AttentionAgent(nn.Module):
             )
             if config.query_kind == "top_down":
                 self.query = mlp(config.lstm_width, config.query_width, config.queries * key)
-                _spread_out(self.query[-1].bias, config)
+                last = self.query[-1]
+                assert isinstance(last, nn.Linear)
+                _spread_out(last.bias, config)
             else:
                 self.fixed_queries = nn.Parameter(torch.randn(config.queries, key) / key**0.5)
             width = config.queries * (value + key)

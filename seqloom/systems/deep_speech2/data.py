@@ -153,7 +153,7 @@ def prepare(
         sources.append(_described(name, listing, corpus, sieve, mine, theirs))
     if not (train or valid) if measured else not (train and valid):
         raise DataError(
-            f"{', '.join(names)}: {len(train):,} utterances to learn from and {len(valid):,} held back, which is too few; "
+            f"{', '.join(names)}: {len(train):,} utterances to learn from, {len(valid):,} held back, which is too few; "
             f"left out: {[source['skipped'] for source in sources]}"
         )
     report = {"form": "speech", "alphabet": _alphabet_facts(alphabet), "sources": sources}

@@ -40,10 +40,16 @@ class Heard(NamedTuple):
     text: str
 
 
+WIDTH_STEP = 32
+"""Batches are this many frames wide or a multiple of it: convolution libraries keep a plan in memory for every width
+they meet, which over thousands of widths comes to gigabytes."""
+
+
 def stack(features: Sequence[Float[Tensor, "M _"]]) -> tuple[Float[Tensor, "B M T"], Int[Tensor, "B"]]:
     """Spectrograms of different lengths as one batch, zero beyond each end, and their lengths."""
     lengths = torch.tensor([part.shape[1] for part in features])
-    batch = torch.zeros(len(features), features[0].shape[0], int(lengths.max()))
+    longest = -(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP
+    batch = torch.zeros(len(features), features[0].shape[0], longest)
     for row, part in zip(batch, features, strict=True):
         row[:, : part.shape[1]] = part
     return batch, lengths
