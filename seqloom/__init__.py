@@ -1,4 +1,5 @@
-"""seqloom: train hybrid Mamba-Transformer language models of the Nemotron family and generate with them.
+"""seqloom: train hybrid Mamba-Transformer language models of the Nemotron family and generate with them; on the same
+parts, speech recognition and agents.
 
 The public surface, loaded only when first used so that `import seqloom` stays light:
 
@@ -6,6 +7,8 @@ The public surface, loaded only when first used so that `import seqloom` stays l
     folder = seqloom.train(run, "runs/tiny")        trains, or continues where it stopped
     model = seqloom.load("runs/tiny")               model(tokens) -> logits of shape B T V
     engine = seqloom.Engine("runs/tiny")            engine.generate(["import os"], ...)
+    seqloom.transcribe("runs/an4", ["talk.flac"])   what is said in recordings
+    seqloom.play("runs/catch", episodes=4)          episodes of an agent, and where it looked
 """
 
 import importlib
@@ -17,18 +20,22 @@ if TYPE_CHECKING:
     from seqloom.core.checkpoint.run_folder import RunFolder
     from seqloom.core.rooms import load, recipe
     from seqloom.serve.engine import Engine
+    from seqloom.systems.attention_agent.play import play
+    from seqloom.systems.deep_speech2.transcribe import transcribe
     from seqloom.train.loop import train
 else:
     import seqloom.train  # noqa: F401  # the empty room, made callable below
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "RunFolder", "load", "recipe", "train"]
+__all__ = ["Engine", "RunFolder", "load", "play", "recipe", "train", "transcribe"]
 
 _HOMES = {
     "Engine": "seqloom.serve.engine",
     "RunFolder": "seqloom.core.checkpoint.run_folder",
     "load": "seqloom.core.rooms",
+    "play": "seqloom.systems.attention_agent.play",
     "recipe": "seqloom.core.rooms",
+    "transcribe": "seqloom.systems.deep_speech2.transcribe",
 }
 
 

@@ -26,6 +26,12 @@ VERBS = {
     "generate": "continue prompts with a trained model",
     "chat": "talk to a trained model in the terminal",
     "evaluate": "bits per byte, perplexity and benchmark tasks of a trained model",
+    "transcribe": "speech to text: files and folders, as text, JSON, subtitles",
+    "align": "when each word and character of a text is spoken in a recording",
+    "lm": "n-gram language models for speech recognition: build, tune, perplexity",
+    "play": "watch an agent play, and where it looks",
+    "serve": "a trained model over HTTP and WebSocket",
+    "listen": "feed a recording to a server as if it were being spoken",
     "convert": "write a model folder anew in the published layout, for here or for other tools",
     "merge": "one model of a run's last checkpoints, or of adapters and their base",
 }
@@ -70,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_HELP.format(verbs="\n".join(f"  {verb:10}{line}" for verb, line in VERBS.items())), end="")
+        print(_HELP.format(verbs="\n".join(f"  {verb:12}{line}" for verb, line in VERBS.items())), end="")
         return
     verb, *rest = arguments
     if verb == "--version":

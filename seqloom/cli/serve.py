@@ -56,6 +56,8 @@ def _nothing_named(run: tyro.conf.Positional[Path]) -> None:
 
     RUN comes first; seqloom serve RUN --help shows all that can be set for it.
 
+    Example: seqloom serve runs/an4_streaming --port 8000
+
     Args:
         run: a run or model folder.
     """

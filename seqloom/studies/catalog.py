@@ -13,6 +13,7 @@ STUDIES = {
     "speech_filter": "finding wrong transcripts by CTC cost (arXiv 1512.02595)",
     "batch_dispatch": "latency in batches and one by one (arXiv 1512.02595)",
     "speech_speed": "training and CTC beside the plain way (arXiv 1512.02595)",
+    "attention": "agents that see only what they attend to, and what attention causes (arXiv 1906.02500)",
     "balancing": "expert load with and without auxiliary-loss-free balancing (arXiv 2408.15664)",
 }
 """Name -> what it asks; the file of the same name answers."""

@@ -46,16 +46,18 @@ def test_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
 
 
 NEEDED = {
+    "align": ["a.wav", "a.txt", "--run", "run"],
     "config": ["schema"],
     "convert": ["run", "new"],
     "demo": [],
     "list": [],
+    "lm": ["build", "--out", "x.arpa"],
     "merge": ["run", "--out", "merged"],
     "study": ["stability"],
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"serve"}))  # whose model says which options there are
 def test_unknown_option_is_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code(verb, *NEEDED.get(verb, ["hybrid_lm/tiny"]), "--no-such-option") == 2
     assert "--no-such-option" in capsys.readouterr().err

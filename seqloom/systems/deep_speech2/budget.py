@@ -9,10 +9,7 @@ with g = 3 gates of a GRU or 1. Deep Speech 2, section 3 and tables 1 to 3, whos
 from itertools import pairwise
 from typing import Any
 
-from seqloom.data.audio import RATE
-from seqloom.systems.deep_speech2.config import DeepSpeech2Config, Run
-from seqloom.systems.deep_speech2.features import HOP, HOP_SECONDS, WINDOW, frame_count
-from seqloom.systems.deep_speech2.model import front_width
+from seqloom.systems.deep_speech2.config import DeepSpeech2Config, Run  # light, as `seqloom list` is: no torch here
 
 
 def parts(config: DeepSpeech2Config) -> dict[str, int]:
@@ -23,7 +20,7 @@ def parts(config: DeepSpeech2Config) -> dict[str, int]:
         layer.channels * channels * layer.kernel[0] * layer.kernel[1] + (1 if plain else 2) * layer.channels
         for channels, layer in zip(inputs, config.conv, strict=False)
     )
-    r, width, recurrent = config.recurrent, front_width(config), 0
+    r, width, recurrent = config.recurrent, config.front_width, 0
     both, rows = r.directions != "forward", (3 if r.kind == "gru" else 1) * r.width
     fed = 2 if both and r.inputs == "separate" else 1
     for _ in range(r.layers):
@@ -54,6 +51,8 @@ def headline(config: DeepSpeech2Config) -> dict[str, int]:
 
 def describe(config: DeepSpeech2Config) -> dict[str, dict[str, Any]]:
     """What `seqloom show` prints about a model: its size, and how it follows speech."""
+    from seqloom.systems.deep_speech2.features import HOP_SECONDS
+
     hears = config.recurrent.directions == "forward" and config.features.normalisation == "adaptive"
     return {
         "size": {"layers": headline(config)["layers"], "total_parameters": parameters(config), **parts(config)},
@@ -67,6 +66,9 @@ def describe(config: DeepSpeech2Config) -> dict[str, dict[str, Any]]:
 
 def look_ahead_seconds(config: DeepSpeech2Config) -> float:
     """Audio after a step's own first frame that the step needs to be known, for a model that can stream."""
+    from seqloom.data.audio import RATE
+    from seqloom.systems.deep_speech2.features import HOP, WINDOW
+
     frames, stride = 0, 1
     for layer in config.conv:
         frames += layer.kernel[1] // 2 * stride
@@ -80,6 +82,9 @@ def training_bytes(run: Run) -> int:
 
     Weights, gradients and AdamW's two averages, and what autograd keeps of the longest batch.
     """
+    from seqloom.data.audio import RATE
+    from seqloom.systems.deep_speech2.features import frame_count
+
     rows = run.task.micro_rows or run.task.batch_rows
     frames = frame_count(round(run.task.data.max_seconds * (1 + run.task.augment.speed) * RATE))
     return 16 * parameters(run.model) + 4 * rows * _kept(run.model, frames)
@@ -93,7 +98,7 @@ def _kept(config: DeepSpeech2Config, frames: int) -> int:
     for layer in config.conv:
         height, steps = (height - 1) // layer.stride[0] + 1, (steps - 1) // layer.stride[1] + 1
         kept += (3 if normed else 2) * layer.channels * height * steps
-    width, gates, both = front_width(config), 3 if r.kind == "gru" else 1, r.directions != "forward"
+    width, gates, both = config.front_width, 3 if r.kind == "gru" else 1, r.directions != "forward"
     for _ in range(r.layers):
         kept += steps * (width + (2 if both else 1) * r.width * (gates + 2) + gates * r.width)
         width = r.width * (2 if r.directions == "concat" else 1)

@@ -120,6 +120,14 @@ class DeepSpeech2Config:
         return frames
 
     @property
+    def front_width(self) -> int:
+        """Values of a step behind the convolutions: channels × frequencies."""
+        height = self.features.bins if self.convolution == "2d" else 1
+        for layer in self.conv:
+            height = (height - 1) // layer.stride[0] + 1
+        return self.conv[-1].channels * height
+
+    @property
     def time_stride(self) -> int:
         """Frames from one output to the next."""
         stride = 1

@@ -45,7 +45,7 @@ class DeepSpeech2(nn.Module):
             Convolution(channels, layer, config.norm, config.clip, config.norm_momentum)
             for channels, layer in zip(inputs, config.conv, strict=False)
         )
-        width = front_width(config)
+        width = config.front_width
         self.recurrent = nn.ModuleList()
         for _ in range(config.recurrent.layers):
             layer = make_recurrent(width, config)
@@ -160,14 +160,6 @@ def make_recurrent(in_width: int, config: DeepSpeech2Config) -> Recurrent:
         in_width, r.width, r.kind, r.directions, r.inputs, config.norm,
         clip=config.clip, candidate=r.candidate, momentum=config.norm_momentum,
     )  # fmt: skip
-
-
-def front_width(config: DeepSpeech2Config) -> int:
-    """Values of a step behind the convolutions: channels × frequencies."""
-    height = config.features.bins if config.convolution == "2d" else 1
-    for layer in config.conv:
-        height = (height - 1) // layer.stride[0] + 1
-    return config.conv[-1].channels * height
 
 
 def steps(lengths: Int[Tensor, "B"], count: int) -> Float[Tensor, "B T"]:
