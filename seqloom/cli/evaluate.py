@@ -8,7 +8,7 @@ import tyro
 from seqloom.cli.arguments import JsonFlag, parse, print_json
 from seqloom.cli.runs import read_sources
 from seqloom.core import rooms
-from seqloom.core.errors import ConfigError
+from seqloom.core.errors import ConfigError, DataError
 from seqloom.core.extras import require
 from seqloom.data.config import SourceConfig
 
@@ -23,22 +23,29 @@ def evaluate(
     data: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = (),
     tasks: str | None = None,
     limit: int | None = None,
+    lm: Path | None = None,
+    errors: Path | None = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Bits per byte and perplexity of a trained model on held-out text; or benchmark tasks of lm-eval.
+    """Measures of a trained model on held-out data: bits per byte, word and character error rates, returns of episodes;
+    or benchmark tasks of lm-eval.
 
     Example: seqloom evaluate runs/demo --data my_texts/ --json
 
+    Example: seqloom evaluate runs/an4 --lm an4.arpa --errors errors.txt
+
     Args:
         run: a run folder or public model folder.
-        data: corpora to measure on, whole, instead of the run's held-out text: PATH_OR_NAME ...
+        data: what to measure on, whole, instead of what the run held back: PATH_OR_NAME ...
         tasks: names of lm-eval tasks or paths of task files, joined by commas (needs the extra eval).
-        limit: most rows of text, or examples per task; all by default.
+        limit: most rows of text, recordings, episodes, or examples per task; all by default.
+        lm: of speech, an ARPA language model to transcribe with (see seqloom lm).
+        errors: of speech, a file to write all errors to, transcripts side by side.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit: {limit} is not allowed; it must be a whole number from 1")
     if tasks is None:
-        results = _measure(run, read_sources(data), limit)
+        results = _measure(run, read_sources(data), limit, lm, errors)
         lines = [f"{name.replace('_', ' '):16} {value:,.6g}" for name, value in results.items()]
     else:
         results = _run_tasks(run, tasks.split(","), limit)
@@ -49,14 +56,28 @@ def evaluate(
         print("\n".join(lines))
 
 
-def _measure(run: Path, sources: tuple[SourceConfig, ...], limit: int | None) -> dict[str, Any]:
+def _measure(
+    run: Path, sources: tuple[SourceConfig, ...], limit: int | None, lm: Path | None, errors: Path | None
+) -> dict[str, Any]:
     from rich.console import Console
 
     from seqloom.cli.display import Display
 
     system = rooms.owner(run)
+    room = rooms.part(system, "evaluate")
+    results: dict[str, Any]
     with Display(Console(stderr=True)) as display:
-        results: dict[str, Any] = rooms.part(system, "evaluate").evaluate(run, sources, limit, display.on_prepare)
+        if lm is None and errors is None:
+            results = room.evaluate(run, sources, limit, display.on_prepare)
+            return results
+        if not hasattr(room, "evaluate_errors"):
+            raise ConfigError(f"--{'errors' if lm is None else 'lm'}: is for speech; {run} is a model of {system}")
+        results, text = room.evaluate_errors(run, sources, limit, display.on_prepare, lm)
+    if errors is not None:
+        try:
+            errors.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{errors}: cannot be written: {error.strerror}") from error
     return results
 
 

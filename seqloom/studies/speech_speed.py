@@ -144,8 +144,7 @@ def findings(
             _round_trip(ctc),
         ],
         remarks=[
-            "The plain way is no older release but the same network without what was built here, so its ratio is a "
-            "lower bound of what a careless one loses and an upper bound of what these parts gain.",
+            "The plain way is no older release but the same network without what was built here.",
             "Recordings are decoded once and kept in both ways.",
         ],
         data={"system": dict(system), "ctc": ctc, "ctc_accuracy": dict(accuracy)},

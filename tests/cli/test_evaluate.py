@@ -32,6 +32,7 @@ def test_mistakes_are_named(trained: Trained, capsys: pytest.CaptureFixture[str]
         (["nowhere"], "nowhere: not a model or run folder"),
         ([str(trained.folder), "--data", "nowhere.txt"], "nowhere.txt: no such file or folder"),
         ([str(trained.folder), "--limit", "0"], "--limit: 0 is not allowed"),
+        ([str(trained.folder), "--errors", "x.txt"], "--errors: is for speech"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["evaluate", *arguments])

@@ -123,16 +123,58 @@ def evaluate(
     """
     model: DeepSpeech2 = load(folder).to(pick_device("auto"))
     assert model.alphabet is not None
+    utterances = chosen(model, folder, sources, limit, progress)
+    return measure(list(listen(model, utterances, model.alphabet, progress=progress)))
+
+
+def evaluate_errors(
+    folder: Path,
+    sources: tuple[SourceConfig, ...] = (),
+    limit: int | None = None,
+    progress: Progress | None = None,
+    lm: Path | None = None,
+) -> tuple[dict[str, Any], str]:
+    """The same with a language model, or with every error in sight.
+
+    Args:
+        lm: an ARPA language model with its tuned weights beside it; None takes the most probable path.
+    Returns:
+        the measures, and a report that lays transcripts and what was heard side by side.
+    """
+    from seqloom.systems.deep_speech2.error_report import Said, error_report, to_text
+    from seqloom.systems.deep_speech2.hear import decoded, hear
+    from seqloom.systems.deep_speech2.transcribe import Recogniser
+
+    recogniser = Recogniser(folder)
+    heard = hear(recogniser, folder, sources, limit, progress)
+    if lm is not None:
+        said = decoded(heard, recogniser.prior(lm))
+    else:
+        greedy = recogniser.alphabet.greedy
+        said = [Said(one.name, one.text, greedy(one.log_probs.argmax(-1).tolist())) for one in heard]
+    found = error_report(said, spaced=any(" " in one.text for one in heard))
+    counts = {"utterances": len(said), "words": found.words.length, "characters": found.characters.length}
+    return {"wer": found.words.rate, "cer": found.characters.rate, **counts}, to_text(found)
+
+
+def chosen(
+    model: DeepSpeech2, folder: Path, sources: tuple[SourceConfig, ...], limit: int | None, progress: Progress | None
+) -> list[Utterance]:
+    """A run's held-back utterances, or all of the recordings named; at most `limit`, spread evenly.
+
+    Raises:
+        ConfigError: neither a run nor sources say what to take.
+        DataError: the recordings cannot be used.
+    """
+    assert model.alphabet is not None
     run = parse(Run, read_yaml(folder / RUN), str(folder / RUN)) if (folder / RUN).exists() else None
     if run is None and not sources:
         raise ConfigError(f"{folder}: no {RUN} says what this model was trained on; name recordings with --data PATH")
     data = run.task.data if run else SpeechDataConfig(sources=sources)
     data = replace(data, sources=sources or data.sources)
-    prepared = prepare(
-        data, model.config.output_length, len(model.alphabet), run.seed if run else 0, progress, model.alphabet
-    )
-    utterances = [*prepared.train, *prepared.valid] if sources else prepared.valid
-    return measure(list(listen(model, evenly(utterances, limit), model.alphabet, progress=progress)))
+    seed = run.seed if run else 0
+    found = prepare(data, model.config.output_length, len(model.alphabet), seed, progress, model.alphabet)
+    return evenly([*found.train, *found.valid] if sources else found.valid, limit)
 
 
 def _rate(counted: Sequence[Any]) -> float:

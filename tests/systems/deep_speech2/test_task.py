@@ -10,7 +10,7 @@ from seqloom.core.logs import read_metrics
 from seqloom.data.config import SourceConfig
 from seqloom.systems.deep_speech2.budget import training_bytes
 from seqloom.systems.deep_speech2.config import AugmentConfig
-from seqloom.systems.deep_speech2.evaluate import evaluate
+from seqloom.systems.deep_speech2.evaluate import evaluate, evaluate_errors
 from seqloom.systems.deep_speech2.recipes import tiny
 from seqloom.systems.deep_speech2.task import SpeechTask
 from seqloom.train.loop import train
@@ -39,6 +39,9 @@ def test_a_run_is_measured_like_its_last_step(corpus, tmp_path):
     assert evaluate(tmp_path)["utterances"] == 6
     named = evaluate(tmp_path, (SourceConfig(path=str(corpus)),), 10)
     assert named["utterances"] == 10
+    rates, text = evaluate_errors(tmp_path)
+    assert rates == pytest.approx({name: value for name, value in evaluate(tmp_path).items() if name != "loss"})
+    assert f"WER {rates['wer']:.2%}" in text
 
 
 def test_the_model_learns_statistics_and_alphabet_with_its_first_batch(corpus):
