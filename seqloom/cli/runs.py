@@ -69,6 +69,15 @@ def read_sources(groups: Sequence[Sequence[str]]) -> tuple[SourceConfig, ...]:
 
 
 def with_sources(run: Any, sources: tuple[SourceConfig, ...]) -> Any:
-    """The same run on other corpora."""
+    """The same run on other corpora.
+
+    Raises:
+        ConfigError: its system learns from no corpora.
+    """
+    if not hasattr(run.task, "data"):
+        settings = f"seqloom train {run.system}/{run.name} --help"
+        raise ConfigError(
+            f"--data: '{run.name}' learns from no corpora; what it learns from is set under task ({settings})"
+        )
     data = dataclasses.replace(run.task.data, sources=sources)
     return dataclasses.replace(run, task=dataclasses.replace(run.task, data=data))

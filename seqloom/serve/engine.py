@@ -59,7 +59,10 @@ class Engine:
         if isinstance(source, tuple):
             self.model, self.tokenizer = source
         else:
-            self.model, self.tokenizer = load(source).to(pick_device("auto")), open_tokenizer(source)
+            model = load(source)
+            if not hasattr(model, "vocab_size"):
+                raise ConfigError(f"{source}: writes no text; it is a {type(model).__name__}, and no language model")
+            self.model, self.tokenizer = model.to(pick_device("auto")), open_tokenizer(source)
         if self.tokenizer.size > self.model.vocab_size:
             raise DataError(
                 f"the tokenizer has {self.tokenizer.size} tokens but the model only {self.model.vocab_size}; "

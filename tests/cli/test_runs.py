@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from seqloom.cli.runs import find_run, read_sources
+from seqloom.cli.runs import find_run, read_sources, with_sources
 from seqloom.core.config import to_yaml
 from seqloom.core.errors import ConfigError
 from seqloom.core.rooms import recipe
@@ -53,3 +53,10 @@ def test_sources_may_carry_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_weight_must_be_a_number() -> None:
     with pytest.raises(ConfigError, match="'much' is not a weight; write PATH=WEIGHT"):
         read_sources([["a=much"]])
+
+
+def test_a_system_without_corpora_says_so() -> None:
+    with pytest.raises(
+        ConfigError, match="--data: 'catch' learns from no corpora; what it learns from is set under task"
+    ):
+        with_sources(recipe("attention_agent/catch"), read_sources([["texts"]]))
