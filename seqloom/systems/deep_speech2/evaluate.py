@@ -20,7 +20,7 @@ from seqloom.core.errors import ConfigError
 from seqloom.core.progress import Progress
 from seqloom.core.rooms import load
 from seqloom.data.config import SourceConfig
-from seqloom.metrics.edit_distance import errors
+from seqloom.metrics.edit_distance import character_errors, word_errors
 from seqloom.ops.ctc import ctc_loss
 from seqloom.systems.deep_speech2.alphabet import Alphabet
 from seqloom.systems.deep_speech2.config import Run, SpeechDataConfig
@@ -88,15 +88,15 @@ def listen(
 
 def measure(heard: Sequence[Heard]) -> dict[str, float]:
     """Loss in nats per utterance, character and word error rates, and what they were counted on."""
-    letters = [errors(one.utterance.text, one.text) for one in heard]
-    words = [errors(one.utterance.text.split(), one.text.split()) for one in heard]
+    said, found = [one.utterance.text for one in heard], [one.text for one in heard]
+    words, letters = word_errors(said, found), character_errors(said, found)
     return {
         "loss": sum(one.nats for one in heard) / len(heard),
-        "cer": _rate(letters),
-        "wer": _rate(words),
+        "cer": letters.rate,
+        "wer": words.rate,
         "utterances": len(heard),
-        "words": sum(counted.length for counted in words),
-        "characters": sum(counted.length for counted in letters),
+        "words": words.length,
+        "characters": letters.length,
     }
 
 
@@ -152,7 +152,7 @@ def evaluate_errors(
     else:
         greedy = recogniser.alphabet.greedy
         said = [Said(one.name, one.text, greedy(one.log_probs.argmax(-1).tolist())) for one in heard]
-    found = error_report(said, spaced=any(" " in one.text for one in heard))
+    found = error_report(said, spaced=" " in recogniser.alphabet.symbols)
     counts = {"utterances": len(said), "words": found.words.length, "characters": found.characters.length}
     return {"wer": found.words.rate, "cer": found.characters.rate, **counts}, to_text(found)
 
@@ -175,8 +175,3 @@ def chosen(
     seed = run.seed if run else 0
     found = prepare(data, model.config.output_length, len(model.alphabet), seed, progress, model.alphabet)
     return evenly([*found.train, *found.valid] if sources else found.valid, limit)
-
-
-def _rate(counted: Sequence[Any]) -> float:
-    wrong = sum(one.substitutions + one.deletions + one.insertions for one in counted)
-    return wrong / max(1, sum(one.length for one in counted))
