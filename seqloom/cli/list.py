@@ -20,7 +20,7 @@ def list_recipes(*, as_json: JsonFlag = False) -> None:
     """
     found: dict[str, Any] = {
         system: {"about": _first_line(importlib.import_module(f"seqloom.systems.{system}")), "recipes": {}}
-        for system in rooms.systems()
+        for system in sorted(rooms.systems(), key=lambda name: name != rooms.MAIN_SYSTEM)
     }
     for name, make in rooms.recipes().items():
         system, _ = name.split("/")

@@ -82,8 +82,8 @@ def short_name(name: str) -> str:
 def nearest(name: str) -> list[str]:
     """Full names of the recipes that a misspelt name may mean, the likeliest first; at most three."""
     spellings = _spellings()
-    near = get_close_matches(name, spellings, n=6, cutoff=0.5)
-    near += sorted((spelling for spelling in spellings if name.lower() in spelling), key=len)
+    near = sorted((spelling for spelling in spellings if name.lower() in spelling), key=len)
+    near += get_close_matches(name, spellings, n=6, cutoff=0.5)
     return list(dict.fromkeys(full for spelling in near for full in spellings[spelling]))[:3]
 
 
