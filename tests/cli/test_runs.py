@@ -56,5 +56,5 @@ def test_a_weight_must_be_a_number() -> None:
 
 
 def test_a_system_without_corpora_says_so() -> None:
-    with pytest.raises(ConfigError, match="--data: .catch. learns from no corpora"):
+    with pytest.raises(ConfigError, match=r"--data: .catch. learns from no corpora"):
         with_sources(recipe("attention_agent/catch"), read_sources([["texts"]]))
