@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     from seqloom.studies.catalog import STUDIES
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_HELP.format(studies="\n".join(f"  {name:12}{what}" for name, what in STUDIES.items())), end="")
+        print(_HELP.format(studies="\n".join(f"  {name:18}{what}" for name, what in STUDIES.items())), end="")
         sys.exit(0)
     name, *rest = arguments
     if name not in STUDIES:

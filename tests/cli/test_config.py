@@ -16,4 +16,4 @@ def test_unknown_system_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["config", "schema", "hybird_lm"])
     assert stop.value.code == 2
-    assert "unknown system 'hybird_lm'; known: hybrid_lm" in capsys.readouterr().err
+    assert "unknown system 'hybird_lm'; known: attention_agent, deep_speech2, hybrid_lm" in capsys.readouterr().err
