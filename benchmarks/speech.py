@@ -219,7 +219,7 @@ def dispatch(streams: int, options: Namespace) -> Line:
     figures: dict[str, float] = {}
     for name, one in found.items():
         for percent in (50, 98):
-            figures[f"{name}_p{percent}_ms"] = short(1000 * one.statistics.latency(percent))
+            figures[f"{name}_p{percent}_ms"] = short(1000 * one.statistics.latency(float(percent)))
         figures[f"{name}_mean_batch"] = short(one.statistics.mean_batch)
     return {"streams": streams, "utterances": utterances, "audio_seconds": seconds, "figures": figures}
 

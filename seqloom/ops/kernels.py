@@ -35,7 +35,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("native", "triton", "torch", "reference"),
     "orthogonalise": ("native", "torch", "reference"),
     "ctc": ("native", "triton", "torch", "reference"),
-    "ctc_beam": ("native", "reference"),
+    "ctc_beam": ("native", "torch", "reference"),  # of no tensor operations; its portable form is its reference
     "recurrence": ("native", "torch", "reference"),
 }
 """The implementations of every op, the preferred one first."""
