@@ -51,9 +51,9 @@ class SequenceNorm(nn.Module):
     def _follow(self, mean: Float[Tensor, "C"], variance: Float[Tensor, "C"], count: Float[Tensor, ""]) -> None:
         """Move the running averages, unless the minibatch overflowed: its step will not be taken either."""
         unbiased = variance * count / (count - 1).clamp(min=1)
-        if bool(torch.isfinite(mean).all() & torch.isfinite(unbiased).all()):
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_variance.lerp_(unbiased, self.momentum)
+        finite = torch.isfinite(mean).all() & torch.isfinite(unbiased).all()  # stays on the device: nobody waits for it
+        for running, new in ((self.running_mean, mean), (self.running_variance, unbiased)):
+            running.lerp_(torch.where(finite, new, running), self.momentum)
 
     def _along(self, values: Float[Tensor, "C"], x: Tensor) -> Tensor:
         shape = [1] * x.ndim

@@ -4,6 +4,7 @@ So an episode is a pure function of its seed and the actions, and the state of a
 numbers that change. Whatever the seed decides once (a map, an order) is drawn again when a state is set.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,8 +15,8 @@ from seqloom.core.errors import CheckpointError
 from seqloom.rl.environment import Facts, Frame
 
 
-class Game:
-    """A game of one player on a small RGB image; games fill in the four methods at the end."""
+class Game(ABC):
+    """A game of one player on a small RGB image; games fill in the five methods at the end."""
 
     rows: ClassVar[int] = 24
     columns: ClassVar[int] = 24
@@ -58,25 +59,25 @@ class Game:
         except (KeyError, ValueError, IndexError) as error:
             raise CheckpointError(f"not a state of the game {type(self).__name__}: {error}") from error
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # holds nothing open, and no game has to
         pass
 
+    @abstractmethod
     def begin(self, draw: np.random.Generator) -> None:
         """Set up an episode."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, action: int) -> tuple[float, bool]:
         """Act; reward, and whether the episode is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def paint(self) -> Frame:
         """The frame as it is now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remember(self) -> list[int]:
         """What has changed since `begin`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def recall(self, numbers: list[int]) -> None:
         """Take over what `remember` gave, after `begin` with the same seed."""
-        raise NotImplementedError

@@ -53,13 +53,13 @@ def describe(config: DeepSpeech2Config) -> dict[str, dict[str, Any]]:
     """What `seqloom show` prints about a model: its size, and how it follows speech."""
     from seqloom.systems.deep_speech2.features import HOP_SECONDS
 
-    hears = config.recurrent.directions == "forward" and config.features.normalisation == "adaptive"
+    obstacle = config.obstacle_to_streaming()
     return {
         "size": {"layers": headline(config)["layers"], "total_parameters": parameters(config), **parts(config)},
         "time": {
             "outputs_per_second": f"{1 / (HOP_SECONDS * config.time_stride):.3g}",
-            "can_stream": "yes" if hears else "no: it needs the whole utterance",
-            "look_ahead_seconds": f"{look_ahead_seconds(config):.3f}" if hears else None,
+            "can_stream": f"no: {obstacle}" if obstacle else "yes",
+            "look_ahead_seconds": None if obstacle else f"{look_ahead_seconds(config):.3f}",
         },
     }
 

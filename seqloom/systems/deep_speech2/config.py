@@ -135,6 +135,18 @@ class DeepSpeech2Config:
             stride *= layer.stride[1]
         return stride
 
+    def obstacle_to_streaming(self) -> str | None:
+        """Which setting keeps the model from following speech as it comes, and why; None if nothing does."""
+        if self.recurrent.directions != "forward":
+            directions = self.recurrent.directions
+            return f"model.recurrent.directions: '{directions}' cannot stream, since it hears the future"
+        if self.features.normalisation == "utterance":
+            return "model.features.normalisation: 'utterance' cannot stream, since it needs the whole utterance first"
+        if self.features.power_normalisation:
+            setting = "model.features.power_normalisation: 'True'"
+            return f"{setting} cannot stream, since how loud a stream will be is not known yet"
+        return None
+
     def build(self) -> "DeepSpeech2":
         """A model with fresh weights from torch's global generator."""
         from seqloom.systems.deep_speech2.model import DeepSpeech2

@@ -48,20 +48,8 @@ def refuse_unless_streaming(config: DeepSpeech2Config) -> None:
     Raises:
         ConfigError: the model needs the whole utterance; says why, and which recipe does not.
     """
-    reasons = {
-        "model.recurrent.directions": (config.recurrent.directions != "forward", "it hears the future"),
-        "model.features.normalisation": (
-            config.features.normalisation == "utterance", "it needs the whole utterance first",
-        ),
-        "model.features.power_normalisation": (
-            config.features.power_normalisation, "how loud a stream will be is not known yet",
-        ),
-    }  # fmt: skip
-    for name, (holds, why) in reasons.items():
-        if holds:
-            value = config.recurrent.directions if "directions" in name else None
-            value = value or getattr(config.features, name.rsplit(".", 1)[1])
-            raise ConfigError(f"{name}: '{value}' cannot stream, since {why}; a recipe that can: {RECIPE}")
+    if obstacle := config.obstacle_to_streaming():
+        raise ConfigError(f"{obstacle}; a recipe that can: {RECIPE}")
 
 
 class StreamingModel:
@@ -82,15 +70,6 @@ class StreamingModel:
         self.step_seconds = HOP_SECONDS * model.config.time_stride
         self.device = model.head.weight.device
         self._convs = [_Convolution(layer) for layer in model.conv if isinstance(layer, Convolution)]
-
-    @property
-    def delay_seconds(self) -> float:
-        """How much later sound the text of a moment depends on: convolutions look half their length ahead."""
-        frames, stride = 0, 1
-        for layer in self.config.conv:
-            frames += layer.kernel[1] // 2 * stride
-            stride *= layer.stride[1]
-        return (frames + (self.config.row_context or 0) * stride) * HOP_SECONDS + (WINDOW - HOP) / RATE
 
     def begin(self) -> StreamState:
         """The memory of one stream before its first sample."""

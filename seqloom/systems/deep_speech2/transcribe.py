@@ -13,7 +13,6 @@ from typing import BinaryIO, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from seqloom.core.devices import pick_device
 from seqloom.core.errors import ConfigError, DataError
@@ -22,6 +21,7 @@ from seqloom.data.audio import RATE, Samples, is_silent, stream_audio
 from seqloom.systems.deep_speech2.align import align
 from seqloom.systems.deep_speech2.alphabet import ENGLISH, Alphabet, english
 from seqloom.systems.deep_speech2.beam_search import BeamConfig, Decoder
+from seqloom.systems.deep_speech2.evaluate import stack
 from seqloom.systems.deep_speech2.features import HOP, HOP_SECONDS, utterance_features
 from seqloom.systems.deep_speech2.language_model import read_language_model
 from seqloom.systems.deep_speech2.lexicon import read_words
@@ -85,10 +85,9 @@ class Recogniser:
         """Log-probabilities of the alphabet for every output step of each stretch of samples, on the CPU."""
         device = self.model.head.weight.device
         features = [utterance_features(torch.from_numpy(samples), self.model.config.features) for samples in batch]
-        lengths = torch.tensor([part.shape[1] for part in features])
+        padded, lengths = stack(features)
         if not int(lengths.max()):
             return [torch.zeros(0, len(self.alphabet)) for _ in batch]
-        padded = pad_sequence([part.T for part in features], batch_first=True).transpose(1, 2)
         logits, steps = self.model(padded.to(device), lengths.to(device))
         found = logits.float().log_softmax(-1).cpu()
         return [row[:count] for row, count in zip(found, steps.tolist(), strict=True)]
