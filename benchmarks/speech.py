@@ -183,6 +183,7 @@ def _listening(size: str = "an4_streaming") -> Any:
 
 def stream(options: Namespace) -> Line:
     """What a piece of a tenth of a second costs, and how much later sound a text waits for by design."""
+    from seqloom.systems.deep_speech2.budget import look_ahead_seconds
     from seqloom.systems.deep_speech2.greedy import Greedy
     from seqloom.systems.deep_speech2.stream import Listener, Stream
 
@@ -198,7 +199,8 @@ def stream(options: Namespace) -> Line:
         listening.finish()
 
     line = in_turns({OURS: Side(hear, begin)}, options.repeats, len(pieces))
-    figures = {"real_time_factor": line["seconds"][OURS][1] / 0.1, "look_ahead_seconds": model.delay_seconds}
+    ahead = look_ahead_seconds(model.config)
+    figures = {"real_time_factor": line["seconds"][OURS][1] / 0.1, "look_ahead_seconds": ahead}
     return line | {"figures": {name: short(value) for name, value in figures.items()}}
 
 
