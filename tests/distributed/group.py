@@ -4,12 +4,15 @@ The parent never computes itself, since a child inherits its memory but not its 
 its own; what torchrun would say to a process is in its environment.
 """
 
+import faulthandler
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -85,12 +88,14 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     work.warm_up()
+    ports = _free_ports()
     for line in sys.stdin:
         order = Order(**json.loads(line))
         log = Path(order.folder).with_suffix(".errors")
         log.parent.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
-        numbers = [_fork(order, rank, port, log, work.work) for port in [_free_port()] for rank in range(order.ranks)]
+        port = next(ports)
+        numbers = [_fork(order, rank, port, log, work.work) for rank in range(order.ranks)]
         codes = _wait(numbers, began + PATIENCE_SECONDS)
         seconds = time.monotonic() - began
         print(json.dumps([codes, log.read_text() if log.exists() else "", seconds]), flush=True)
@@ -107,6 +112,7 @@ def _fork(order: Order, rank: int, port: int, log: Path, work: object) -> int:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
     os.dup2(2, 1)
+    faulthandler.enable(descriptor)
     work(order)  # type: ignore[operator]
     raise AssertionError("work ends the process")
 
@@ -126,10 +132,17 @@ def _wait(numbers: list[int], until: float) -> list[int]:
     return [codes[number] for number in numbers]
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
+def _free_ports() -> Iterator[int]:
+    """Ports below those that systems give to outgoing connections, which could take one before its group listens."""
+    lowest, highest = 10_000, 32_000
+    for number in itertools.count(os.getpid() * 97):
+        port = lowest + number % (highest - lowest)
+        try:
+            with socket.socket() as probe:
+                probe.bind(("localhost", port))
+        except OSError:
+            continue
+        yield port
 
 
 if __name__ == "__main__":

@@ -103,7 +103,8 @@ def test_micro_batches_and_recomputed_layers_change_nothing(go: Go, alone: Resul
 
 @pytest.mark.full
 def test_adapters_are_spread_like_any_weights(go: Go, run: Run, tmp_path: Path) -> None:
-    assert go(tmp_path / "base", 1, changes=(("steps", 1),)).codes == [0]
+    ended = go(tmp_path / "base", 1, changes=(("steps", 1),))
+    assert ended.codes == [0], ended.errors
     optimizer = replace(run.train.optimizer, kind="adamw")
     tuned = replace(run, train=replace(run.train, steps=1, optimizer=optimizer)).starting_from(str(tmp_path / "base"))
     tuned = replace(tuned, adapter=LoraConfig(rank=2))

@@ -42,11 +42,16 @@ def stop(go: Go, folder: Path, ranks: int, step: int, **order: object) -> None:
     assert RunFolder(folder).steps()[-1] == step
 
 
+def finish(go: Go, folder: Path, ranks: int, **order: object) -> None:
+    ended = go(folder, ranks, **order)
+    assert ended.codes == [0] * ranks, ended.errors
+
+
 def test_stopped_and_resumed_on_as_many_it_is_the_same_run(go: Go, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert go(whole, 2).codes == [0, 0]
+    finish(go, whole, 2)
     stop(go, broken, 2, 2)
-    assert go(broken, 2).codes == [0, 0]
+    finish(go, broken, 2)
     assert everything(broken) == everything(whole)
 
 
@@ -55,13 +60,13 @@ def test_one_two_four_one(go: Go, run: Run, tmp_path: Path) -> None:
     """Each time cut in another way, with AdamW for all, and moved to another folder."""
     adamw = replace(run, train=replace(run.train, optimizer=replace(run.train.optimizer, kind="adamw")))
     whole, first, second = tmp_path / "whole", tmp_path / "first", tmp_path / "second"
-    assert go(whole, 1, of=adamw).codes == [0]
+    finish(go, whole, 1, of=adamw)
     stop(go, first, 1, 1, of=adamw)
     stop(go, first, 2, 2, of=adamw, parallel=(("expert", 2),))
     shutil.move(first, second)
     stop(go, second, 4, 3, of=adamw, parallel=(("tensor", 2),))
     assert seqloom.load(second)(torch.tensor([[5, 6, 7]])).isfinite().all()
-    assert go(second, 1, of=adamw).codes == [0]
+    finish(go, second, 1, of=adamw)
     for one, other in zip(everything(whole)["log"], everything(second)["log"], strict=True):
         assert one.keys() == other.keys()
         assert all(other[name] == pytest.approx(one[name], rel=1e-6) for name in one if not isinstance(one[name], str))
