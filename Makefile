@@ -11,7 +11,7 @@
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 2
-AREAS ?= limits ops train memory decode prefill speech agent
+AREAS ?= limits ops train memory decode prefill speech agent precision
 MACHINE ?= here
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
 

@@ -21,6 +21,7 @@ AREAS = {
     "limits": "what this machine can do at most: memory, products, calls",
     "ops": "forward and backward of every op beside plain torch",
     "train": "training steps beside transformers",
+    "precision": "rounding to few bits, and training steps in it beside BF16",
     "memory": "peak memory of training steps beside transformers",
     "decode": "cached generation beside transformers, and how it grows with context",
     "prefill": "reading prompts beside transformers",

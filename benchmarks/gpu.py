@@ -7,6 +7,8 @@ gate-OP-FORMAT   the op beside its reference in FP64, and run twice: see gpu_gat
 OP-SIZES         forward and backward in BF16 beside our torch form, plain torch forms, and torch.compile of the first
 step-MODEL       a training step (forward, backward, AdamW) with the kernels and without; FLOP/s and peak memory
 trial-KERNEL     a kernel under other launch options, within its op; only where named, to settle those in `ops/triton`
+precision-...    units for FP8 beside emulation and BF16, and a comparison of recipes; only where named, see
+                 gpu_precision.py
 
 A timed op passes a gate of its own first, at its own sizes. The ceiling is the longer of two times: of its products at
 the rate of a large one, and of reading every input and writing every output once in each pass, at the rate of a copy;
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_gates, op_cases
+from benchmarks import gpu_gates, gpu_precision, op_cases
 from benchmarks.case import Case, Line, NotHere
 from benchmarks.ceiling import least_seconds
 from benchmarks.models import build, parameters, training_flops
@@ -108,6 +110,7 @@ def cases(options: Namespace) -> list[Case]:
         *(Case("-".join([make.__name__, *map(str, sizes)]), partial(time, make, sizes)) for make, sizes in SHAPES),
         *(Case(f"step-{model}", partial(step, model)) for model in MODELS),
         *(Case(f"trial-{kernel.strip('_')}", partial(trial, kernel), when_named=True) for kernel in TRIALS),
+        *gpu_precision.cases(),
     ]
 
 

@@ -68,8 +68,9 @@ def ours(folder: Path, tokens: Tensor) -> Read:
 
     def read() -> Tensor:
         states = model.new_states(len(tokens))
-        for part in tokens.split(PREFILL_TOKENS, 1):
-            hidden, _ = model.hidden(part, states=states)
+        for part in tokens[:, :-1].split(PREFILL_TOKENS, 1):
+            model.remember(part, states)
+        hidden, _ = model.hidden(tokens[:, -1:], states=states)
         return model.head(hidden[:, -1])
 
     return read

@@ -17,6 +17,7 @@ import tyro
 from seqloom.cli.arguments import parse
 from seqloom.cli.stream import put
 from seqloom.core.errors import ConfigError
+from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.config import Sampling
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def chat(
     *,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
     draft_tokens: int = 0,
+    kv_cache: KVFormat | None = None,
+    ssm_state: SsmFormat | None = None,
     system: str | None = None,
     template_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
 ) -> None:
@@ -46,6 +49,8 @@ def chat(
     Args:
         run: a run folder or public model folder.
         draft_tokens: tokens to guess ahead with the prediction block (faster, never different).
+        kv_cache: what to store keys and values in; as the model has it, if not given.
+        ssm_state: what to store Mamba states in; _sr rounds stochastically.
         system: what the model is told before the conversation.
         template_option: NAME=VALUE for the model's chat template, such as enable_thinking=false; may be repeated.
     """
@@ -56,7 +61,7 @@ def chat(
         importlib.import_module("readline")  # gives `input` its line editing and history
     options, tokenizer = _options(template_option), open_tokenizer(run)
     conversation = _begin(tokenizer, system, options)
-    engine = Engine(run)
+    engine = Engine(run, kv_cache=kv_cache, ssm_state=ssm_state)
     if isinstance(conversation, Turns):
         engine.tokenizer = conversation.answers
     print("/reset begins anew, /quit leaves, Ctrl-C stops an answer")

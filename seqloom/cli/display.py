@@ -97,6 +97,8 @@ def start_lines(report: StartReport) -> list[str]:
         f"{report.parameters:,} parameters{begun} in {', '.join(formats)} on {report.device}; "
         f"about {size(report.needed_bytes)} of {size(report.available_bytes)} memory needed"
     )
+    if report.precision:
+        lines.append(f"recipe {report.run.precision.recipe}: {report.precision}")
     if report.first_step:
         done = report.first_step == report.run.train.steps
         lines.append("already trained to its last step" if done else f"going on after step {report.first_step}")

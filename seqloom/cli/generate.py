@@ -10,6 +10,7 @@ import tyro
 
 from seqloom.cli.arguments import JsonFlag, parse, print_json
 from seqloom.cli.stream import put
+from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.config import Sampling
 
 
@@ -23,6 +24,8 @@ def generate(
     *,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
     draft_tokens: int = 0,
+    kv_cache: KVFormat | None = None,
+    ssm_state: SsmFormat | None = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Continue prompts with a trained model.
@@ -35,11 +38,13 @@ def generate(
         run: a run folder or public model folder.
         prompts: texts to continue; - reads one from standard input; none begins an empty document.
         draft_tokens: tokens to guess ahead with the prediction block (faster, never different).
+        kv_cache: what to store keys and values in; as the model has it, if not given.
+        ssm_state: what to store Mamba states in; _sr rounds stochastically.
     """
     from seqloom.serve.engine import Engine
 
     texts = [sys.stdin.read() if text == "-" else text for text in prompts]
-    engine = Engine(run)
+    engine = Engine(run, kv_cache=kv_cache, ssm_state=ssm_state)
     if len(texts) == 1 and not as_json:
         for piece in engine.stream(texts[0], sampling, draft_tokens):
             put(piece)

@@ -33,6 +33,7 @@ VERBS = {
     "serve": "a trained model over HTTP and WebSocket",
     "listen": "feed a recording to a server as if it were being spoken",
     "convert": "write a model folder anew in the published layout, for here or for other tools",
+    "quantize": "a trained model in FP8 or NVFP4, for vLLM or transformers, and what it costs",
     "merge": "one model of a run's last checkpoints, or of adapters and their base",
 }
 

@@ -56,7 +56,7 @@ def describe_run(run: Any) -> tuple[dict[str, dict[str, Any]], Any]:
     import torch
 
     from seqloom.core.devices import available_bytes
-    from seqloom.numerics.precision import apply_precision, dtype_of
+    from seqloom.numerics.precision import apply_precision, describe_precision, dtype_of
     from seqloom.ops.kernels import describe
     from seqloom.train.loop import resolve
 
@@ -65,10 +65,12 @@ def describe_run(run: Any) -> tuple[dict[str, dict[str, Any]], Any]:
     if run.init_from == TO_BE_NAMED:  # the folder that will be named decides the rest
         return kernel, run
     with torch.device("meta"):
-        formats = apply_precision(run.model.build(), run.precision)
+        model = run.model.build()
+    formats, in_short = apply_precision(model, run.precision), describe_precision(model)
     facts = {
         **kernel,
         "number_formats": formats,
+        **({"precision_recipe": {run.precision.recipe: in_short}} if in_short else {}),
         **rooms.part(run.system, "budget").describe(run.model),
         f"training_on_{device.type}": {
             "needed_bytes": _needed_bytes(run),

@@ -21,6 +21,11 @@ class SourceConfig:
     weight: Annotated[float, Gt(0)] = 1.0
     """Share of training rows drawn from this source, relative to the other sources."""
 
+    @property
+    def title(self) -> str:
+        """What it is called on pages that others read, who have no use for where it lies here."""
+        return self.path if ":" in self.path else self.path.rstrip("/").rpartition("/")[2]
+
 
 @config
 class PhaseConfig:

@@ -9,9 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqloom.nn.linear import Linear
+from seqloom.nn.narrow_state import FP8KVState
 from seqloom.nn.norm import AxesNorm
 from seqloom.nn.stability import PLAIN, Stability
 from seqloom.nn.state import KVState
+from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.ops.attention import Shaping, attention
 
 
@@ -37,6 +39,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(width, kv_heads * head_width)
         self.v_proj = Linear(width, kv_heads * head_width)
         self.o_proj = Linear(heads * head_width, width, residual_output=True)
+        self.k_scale = self.v_scale = 1.0  # of keys and values in FP8; a quantized folder brings calibrated ones
         self.shaping = Shaping(stability.soft_cap, stability.inverse_temperature, stability.soft_clip)
 
         def head_norm(heads: int) -> nn.Module:
@@ -51,8 +54,12 @@ class Attention(nn.Module):
         elif stability.v_norm == "width":
             self.v_norm = AxesNorm(stability.norm, (kv_heads, head_width), eps)
 
-    def new_state(self, batch: int, dtype: torch.dtype) -> KVState:
-        return KVState(batch, self.kv_heads, self.head_width, dtype, self.q_proj.weight.device)
+    def new_state(self, batch: int, dtype: torch.dtype, formats: StateFormats = AS_COMPUTED) -> KVState:
+        device = self.q_proj.weight.device
+        if formats.keys_values == "fp8":
+            scales = self.k_scale, self.v_scale
+            return FP8KVState(batch, self.kv_heads, self.head_width, dtype, device, *scales)
+        return KVState(batch, self.kv_heads, self.head_width, dtype, device)
 
     def forward(
         self, x: Float[Tensor, "B T D"], documents: Int[Tensor, "B T"] | None = None, state: KVState | None = None
@@ -63,10 +70,18 @@ class Attention(nn.Module):
             state: earlier keys and values, to which those of `x` are appended.
         """
         q = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+        y = self.attend(q, *self.keys_values(x), documents, state)
+        return self.o_proj(y.transpose(1, 2).flatten(-2))
+
+    def remember(self, x: Float[Tensor, "B T D"], state: KVState) -> None:
+        """Append to the state what `forward` appends."""
+        state.append(*self.keys_values(x))
+
+    def keys_values(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B G T K"], Float[Tensor, "B G T K"]]:
+        """Keys and values of `x`, as attention sees them."""
         k = self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, -1))).transpose(1, 2)
         v = self.v_norm(self.v_proj(x).unflatten(-1, (self.kv_heads, -1))).transpose(1, 2)
-        y = self.attend(q, k, v, documents, state)
-        return self.o_proj(y.transpose(1, 2).flatten(-2))
+        return k, v
 
     def attend(
         self,

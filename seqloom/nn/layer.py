@@ -14,11 +14,16 @@ from seqloom.nn.attention import Attention
 from seqloom.nn.mamba2 import Mamba2
 from seqloom.nn.mlp import Mlp
 from seqloom.nn.moe import MoE, Routing
+from seqloom.nn.narrow_state import NarrowMambaState
 from seqloom.nn.norm import AxesNorm, RMSNorm
 from seqloom.nn.sigma_reparam import reparametrise
 from seqloom.nn.stability import PLAIN, Stability
 from seqloom.nn.state import KVState, MambaState
-from seqloom.nn.step import few_tokens
+from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
+from seqloom.nn.step import MOST_ROWS, few_tokens
+
+Memory = KVState | MambaState | NarrowMambaState
+"""What a mixer may remember."""
 
 
 class Layer(nn.Module):
@@ -42,15 +47,24 @@ class Layer(nn.Module):
         if self.layer_scale is not None and self.first_scale is not None:
             nn.init.constant_(self.layer_scale, self.first_scale)
 
-    def new_state(self, batch: int, dtype: torch.dtype) -> KVState | MambaState | None:
-        """Empty memory for `batch` rows, None where the mixer remembers nothing."""
-        return self.mixer.new_state(batch, dtype) if isinstance(self.mixer, Mamba2 | Attention) else None
+    def new_state(
+        self, batch: int, dtype: torch.dtype, formats: StateFormats = AS_COMPUTED, place: str = ""
+    ) -> Memory | None:
+        """Empty memory for `batch` rows, None where the mixer remembers nothing.
+
+        Args:
+            dtype: of the activations.
+            place: of the layer in its model; see `Mamba2.new_state`.
+        """
+        if isinstance(self.mixer, Mamba2):
+            return self.mixer.new_state(batch, dtype, formats, place)
+        return self.mixer.new_state(batch, dtype, formats) if isinstance(self.mixer, Attention) else None
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         documents: Int[Tensor, "B T"] | None = None,
-        state: KVState | MambaState | None = None,
+        state: Memory | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Routing | None]:
         """
         Returns:
@@ -71,6 +85,13 @@ class Layer(nn.Module):
         if self.layer_scale is not None:
             y = y * self.layer_scale
         return x + y.to(x.dtype), routing
+
+    def remember(self, x: Float[Tensor, "B T D"], state: Memory) -> None:
+        """Advance the state as `forward` does, for those who need nothing else of this layer."""
+        if isinstance(self.mixer, Attention) and x[..., 0].numel() > MOST_ROWS:  # fewer go the short way, as ever
+            self.mixer.remember(self.norm(x), state)
+        else:
+            self(x, None, state)
 
 
 class Stack(nn.ModuleList):

@@ -69,6 +69,7 @@ class AdaptedLinear(Linear):
     """A linear layer with an adapter; its base weight is the very parameter it took over."""
 
     hidden_matrices: tuple[str, ...] = ()
+    low_bit = False
 
     def __init__(self, base: Linear, factors: Factors) -> None:
         nn.Module.__init__(self)
@@ -90,6 +91,7 @@ class AdaptedExperts(Experts):
     """Routed experts of which one or both stacks carry adapters."""
 
     hidden_matrices: tuple[str, ...] = ()
+    low_bit = False
 
     def __init__(self, base: Experts, stacks: Iterable[str], factors: Factors) -> None:
         """

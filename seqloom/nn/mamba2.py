@@ -7,6 +7,8 @@ Paper: Mamba-2 (SSD); sizes and parameter names as in the Nemotron-H checkpoints
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,8 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqloom.nn.linear import Linear
+from seqloom.nn.narrow_state import NarrowMambaState
 from seqloom.nn.norm import GatedGroupRMSNorm
 from seqloom.nn.state import MambaState
+from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.ops.causal_conv import causal_conv
 from seqloom.ops.ssd import slices, ssd
 
@@ -80,15 +84,26 @@ class Mamba2(nn.Module):
             dt = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
             self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def new_state(self, batch: int, dtype: torch.dtype) -> MambaState:
-        """An empty memory; the SSM state is FP32 in every activation format."""
+    def new_state(
+        self, batch: int, dtype: torch.dtype, formats: StateFormats = AS_COMPUTED, place: str = ""
+    ) -> MambaState | NarrowMambaState:
+        """An empty memory; the SSM state is FP32 in every activation format, unless `formats` narrows it.
+
+        Args:
+            place: of the layer in its model; stochastic rounding draws other numbers in every place.
+        """
         device = self.D.device
         window = torch.zeros(batch, self.conv1d.weight.shape[-1] - 1, self.conv_channels, dtype=dtype, device=device)
         ssm = torch.zeros(batch, self.heads, self.head_width, self.state_width, device=device)
-        return MambaState(window, ssm)
+        if formats.ssm == "fp32":
+            return MambaState(window, ssm)
+        return NarrowMambaState(window, ssm, formats.ssm, formats.seed, place)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], documents: Int[Tensor, "B T"] | None = None, state: MambaState | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        documents: Int[Tensor, "B T"] | None = None,
+        state: MambaState | NarrowMambaState | None = None,
     ) -> Float[Tensor, "B T D"]:
         """
         Args:
@@ -105,7 +120,7 @@ class Mamba2(nn.Module):
         xbc: Float[Tensor, "B T C"],
         dt: Float[Tensor, "B T H"],
         documents: Int[Tensor, "B T"] | None,
-        state: MambaState | None,
+        state: MambaState | NarrowMambaState | None,
         weights: ScanWeights,
     ) -> Float[Tensor, "B T I"]:
         """What mixes tokens, between the projection and the gate: convolution, scan, and the skip by D."""
@@ -116,10 +131,31 @@ class Mamba2(nn.Module):
         u = u.unflatten(-1, (-1, self.head_width))
         b, c = (part.unflatten(-1, (-1, self.state_width)) for part in (b, c))
         a = -torch.exp(weights.A_log.float())
-        y, ssm = ssd(
-            u, dt, a, b, c, state.ssm if state else None, documents,
-            chunk=self.chunk, dt_bias=weights.dt_bias, skip=weights.D,
-        )  # fmt: skip
+        scan = partial(ssd, chunk=self.chunk, dt_bias=weights.dt_bias, skip=weights.D)
+        if isinstance(state, NarrowMambaState):
+            assert documents is None, "a narrow state remembers one document a row"
+            state.window = window
+            return self._token_by_token(scan, u, dt, a, b, c, state).flatten(-2)
+        y, ssm = scan(u, dt, a, b, c, state.ssm if state else None, documents)
         if state is not None:
             state.window, state.ssm = window, ssm
         return y.flatten(-2)
+
+    def _token_by_token(
+        self,
+        scan: Callable[..., tuple[Tensor, Tensor]],
+        u: Float[Tensor, "B T H P"],
+        dt: Float[Tensor, "B T H"],
+        a: Float[Tensor, "H"],
+        b: Float[Tensor, "B T G N"],
+        c: Float[Tensor, "B T G N"],
+        state: NarrowMambaState,
+    ) -> Float[Tensor, "B T H P"]:
+        """The scan with its state rounded between any two tokens, whether they come in one call or in many."""
+        outputs = []
+        for t in range(u.shape[1]):
+            now = slice(t, t + 1)
+            y, ssm = scan(u[:, now], dt[:, now], a, b[:, now], c[:, now], state.read(), None)
+            state.write(ssm)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1)

@@ -13,6 +13,8 @@ load, counted over the whole global batch; a small sequence-wise loss helps with
 Paper: Nemotron 3 Nano and Super, MoE sections; LatentMoE, arXiv 2601.18089.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,10 +23,13 @@ from torch import Tensor, nn
 
 from seqloom.nn.linear import Linear
 from seqloom.nn.mlp import Mlp
+from seqloom.numerics.place import Place
 from seqloom.numerics.precision import Format, dtype_of
+from seqloom.numerics.recipes import Products
 from seqloom.ops.best_experts import best_experts
 from seqloom.ops.experts import experts
 from seqloom.ops.linear import linear
+from seqloom.ops.quantized_experts import quantized_experts
 
 
 class Routing(NamedTuple):
@@ -117,6 +122,9 @@ class Experts(nn.Module):
     """The routed experts' weights, stacked."""
 
     hidden_matrices: tuple[str, ...] = ("up_proj", "down_proj")
+    low_bit = True  # these and the next two as in `Linear`
+    products: Products | None = None
+    places: Mapping[str, Place] = MappingProxyType({})
 
     def __init__(self, experts: int, width: int, expert_width: int) -> None:
         super().__init__()
@@ -131,6 +139,8 @@ class Experts(nn.Module):
     def forward(
         self, x: Float[Tensor, "S I"], chosen: Int[Tensor, "S J"], weights: Float[Tensor, "S J"]
     ) -> Float[Tensor, "S I"]:
+        if self.products is not None:
+            return quantized_experts(x, chosen, weights, self.up_proj, self.down_proj, self.products, self.places)
         dtype = dtype_of(self.format)
         return experts(x.to(dtype), chosen, weights, self.up_proj.to(dtype), self.down_proj.to(dtype))
 

@@ -19,6 +19,7 @@ from seqloom.nn.linear import Linear
 from seqloom.nn.moe import Routing
 from seqloom.nn.norm import RMSNorm
 from seqloom.nn.state import LayerState
+from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.numerics.precision import Format, dtype_of
 
 
@@ -33,10 +34,12 @@ class MtpBlock(nn.Module):
         layers[0].hnorm = RMSNorm(width, eps)
         layers[-1].final_layernorm = RMSNorm(width, eps)
         self.format: Format = "fp32"  # of what its attention remembers
+        self.state_formats: StateFormats = AS_COMPUTED
 
     def new_states(self, batch: int) -> list[LayerState | None]:
         """Empty memory for drafting."""
-        return [layer.new_state(batch, dtype_of(self.format)) for layer in self.layers]
+        dtype, formats = dtype_of(self.format), self.state_formats
+        return [layer.new_state(batch, dtype, formats, f"mtp.{index}") for index, layer in enumerate(self.layers)]
 
     def forward(
         self,

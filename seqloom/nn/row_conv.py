@@ -15,14 +15,15 @@ class RowConv(nn.Module):
     """A depthwise convolution over the present and τ later steps, without bias."""
 
     def __init__(self, width: int, context: int) -> None:
-        """
+        """It begins as the identity, so that training starts from what the layers below can do without it.
+
         Args:
             context: τ, later steps that are looked at.
         """
         super().__init__()
         self.context = context
-        self.weight = nn.Parameter(torch.empty(width, context + 1))
-        nn.init.uniform_(self.weight, -((context + 1) ** -0.5), (context + 1) ** -0.5)
+        self.weight = nn.Parameter(torch.zeros(width, context + 1))
+        nn.init.ones_(self.weight[:, 0])
 
     def forward(self, x: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
         """Of whole utterances; beyond their end, where `x` must be zero, there is nothing to hear."""

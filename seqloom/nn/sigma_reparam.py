@@ -57,6 +57,8 @@ class Spectrum(nn.Module):
 class SigmaLinear(Linear):
     """A linear layer that multiplies by Ŵ."""
 
+    low_bit = False
+
     def __init__(self, in_width: int, out_width: int, *, residual_output: bool = False) -> None:
         super().__init__(in_width, out_width, residual_output=residual_output)
         self.spectrum = Spectrum(self.weight)
@@ -82,6 +84,8 @@ class SigmaLinear(Linear):
 
 class SigmaExperts(Experts):
     """Routed experts that multiply by Ŵ, with a scale for each expert's matrices."""
+
+    low_bit = False
 
     def __init__(self, count: int, width: int, expert_width: int) -> None:
         super().__init__(count, width, expert_width)

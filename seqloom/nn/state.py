@@ -58,8 +58,12 @@ class KVState:
 
         Columns at or beyond a row's length hold leftovers; the caller masks them with `lengths`.
         """
-        tokens = keys.shape[2]
-        all_keys, all_values, before = self.extend(tokens)
+        return self._write(keys, values)
+
+    def _write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """`append` of what is already as it is stored."""
+        tokens, before = keys.shape[2], self._grow(keys.shape[2])
+        all_keys, all_values = self._keys, self._values
         lengths = before.tolist()
         shortest, longest = min(lengths), max(lengths) + tokens
         if shortest + tokens == longest:
@@ -78,10 +82,15 @@ class KVState:
         Returns:
             keys, values, and the column of each row's first new token.
         """
+        before = self._grow(tokens)
+        return self._keys, self._values, before
+
+    def _grow(self, tokens: int) -> Int[Tensor, "B"]:
+        """Make every row so much longer; gives the lengths before."""
         before = self.lengths
         self._reserve(max(before.tolist()) + tokens)
         self.lengths = before + tokens
-        return self._keys, self._values, before
+        return before
 
     def snapshot(self) -> Int[Tensor, "B"]:
         return self.lengths

@@ -17,6 +17,7 @@ from seqloom.nn.attention import Attention
 from seqloom.nn.linear import Linear
 from seqloom.nn.mamba2 import DepthwiseConv, Mamba2
 from seqloom.nn.mlp import Mlp
+from seqloom.nn.narrow_state import NarrowMambaState
 from seqloom.nn.norm import GatedGroupRMSNorm, RMSNorm
 from seqloom.nn.state import KVState, MambaState
 from seqloom.numerics.precision import Format
@@ -32,7 +33,7 @@ _OPS = ("linear", "norm", "squared_relu", "causal_conv", "ssd", "attention")
 
 
 def few_tokens(
-    norm: nn.Module, mixer: nn.Module, x: Float[Tensor, "B T D"], state: KVState | MambaState | None
+    norm: nn.Module, mixer: nn.Module, x: Float[Tensor, "B T D"], state: KVState | MambaState | NarrowMambaState | None
 ) -> Float[Tensor, "B T D"] | None:
     """x + mixer(norm(x)), advancing the state; None where the modules have to do it."""
     batch, tokens, _ = x.shape
@@ -46,6 +47,11 @@ def few_tokens(
         return _mlp(norm, mixer, x)
     if type(mixer) is Mamba2 and isinstance(state, MambaState):
         return _mamba(norm, mixer, x, state)
+    if type(mixer) is Mamba2 and isinstance(state, NarrowMambaState) and tokens == 1:
+        opened = state.opened()
+        if (y := _mamba(norm, mixer, x, opened)) is not None:
+            state.close(opened)
+        return y
     if type(mixer) is Attention and isinstance(state, KVState):
         return _attention(norm, mixer, x, state)
     return None

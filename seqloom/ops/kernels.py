@@ -37,6 +37,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "ctc": ("native", "triton", "torch", "reference"),
     "ctc_beam": ("native", "torch", "reference"),  # of no tensor operations; its portable form is its reference
     "recurrence": ("native", "torch", "reference"),
+    "quantize": ("native", "torch", "reference"),  # its portable form is its reference
 }
 """The implementations of every op, the preferred one first."""
 

@@ -70,6 +70,10 @@ class LanguageModel(Protocol):
         """Hidden states that `head` and `draft` take, continuing from `states`, which are advanced by T tokens."""
         ...
 
+    def remember(self, tokens: Int[Tensor, "B T"], states: States) -> None:
+        """Advance the states as `hidden` does, without what only hidden states need."""
+        ...
+
     def head(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
         """Logits of the token after each position."""
         ...

@@ -14,7 +14,9 @@ of guesses, so rows then run one after another.
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ from seqloom.core.devices import pick_device
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.core.rooms import load
 from seqloom.data.tokenizer import open_tokenizer
+from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.config import Sampling
 from seqloom.serve.contract import LanguageModel, States, Tokenizer, join, restore, select, snapshot, to_tensor
 from seqloom.serve.drafting import MtpDrafter, verify
@@ -45,12 +48,21 @@ class Engine:
     Args:
         source: a run folder or public model folder, or a model and its tokenizer.
         max_rows: most prompts that are generated at the same time; further ones wait.
+        kv_cache, ssm_state: formats that keys and values and Mamba states are stored in; None as the model has it.
     Raises:
+        ConfigError: a format is unknown, or the model knows but one.
         CheckpointError: the folder cannot be read.
         DataError: the tokenizer does not fit the model.
     """
 
-    def __init__(self, source: str | Path | tuple[LanguageModel, Tokenizer], max_rows: int = 32) -> None:
+    def __init__(
+        self,
+        source: str | Path | tuple[LanguageModel, Tokenizer],
+        max_rows: int = 32,
+        *,
+        kv_cache: KVFormat | None = None,
+        ssm_state: SsmFormat | None = None,
+    ) -> None:
         if max_rows < 1:
             raise ConfigError(f"max_rows: {max_rows} is not allowed; it must be a whole number from 1")
         self.max_rows = max_rows
@@ -68,6 +80,12 @@ class Engine:
                 f"the tokenizer has {self.tokenizer.size} tokens but the model only {self.model.vocab_size}; "
                 "they do not belong together"
             )
+        wanted: dict[str, Any] = {"keys_values": kv_cache, "ssm": ssm_state}
+        if wanted := {name: format for name, format in wanted.items() if format is not None}:
+            keeper: Any = self.model
+            if not hasattr(keeper, "keep_states"):
+                raise ConfigError(f"kv_cache, ssm_state: a {type(keeper).__name__} stores its states in one way only")
+            keeper.keep_states(replace(keeper.state_formats, **wanted))
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None, draft_tokens: int = 0
@@ -133,8 +151,11 @@ class Engine:
         last = len(request.prompt) - 1
         for start in range(0, last, PREFILL_TOKENS):
             stop = min(start + PREFILL_TOKENS, last)
-            hidden, _ = self.model.hidden(to_tensor([request.prompt[start:stop]], self.model), states=states)
-            if request.drafter is not None:
+            tokens = to_tensor([request.prompt[start:stop]], self.model)
+            if request.drafter is None:
+                self.model.remember(tokens, states)
+            else:
+                hidden, _ = self.model.hidden(tokens, states=states)
                 request.drafter.follow(hidden, request.prompt[start + 1 : stop + 1])
         return states
 
@@ -163,7 +184,7 @@ class Engine:
         if len(tokens) < REPLAY_TOKENS:
             request.unseen = tokens + request.unseen
         else:
-            self.model.hidden(to_tensor([tokens], self.model), states=states)
+            self.model.remember(to_tensor([tokens], self.model), states)
 
     def _requests(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None) -> list[Request]:
         if not isinstance(prompts, list | tuple):

@@ -206,7 +206,7 @@ class Paired(Variants):
         formats = sorted({str(cell.trial.settings["precision"]["activations"]) for cell in self.cells})
         return {
             "scale": self.scale,
-            "text": ", ".join(source.path for source in task.data.sources),
+            "text": ", ".join(source.title for source in task.data.sources),
             "step": f"{task.batch_rows} rows of {task.sequence_length} tokens",
             "training": f"{train.steps} steps of {train.optimizer.kind}, "
             f"{train.steps * task.batch_rows * task.sequence_length / 1e6:.2f} M tokens",

@@ -47,7 +47,7 @@ def study(options: Options, folder: Path, watch: Observer) -> Findings:
     rates = decode_both(place, run, watch.on_prepare)
     settings = pruning_settings(options.scale)
     pruned, machine = measured(folder / "pruning.json", settings, lambda: pruning(settings, watch.on_prepare))
-    speech = ", ".join(source.path for source in run.task.data.sources)
+    speech = ", ".join(source.title for source in run.task.data.sources)
     setting = {"recogniser": f"{run.name}, {run.train.steps} steps", "speech": speech, "pruning measured on": machine}
     return findings(rates, pruned, setting)
 

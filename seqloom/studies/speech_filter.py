@@ -41,7 +41,7 @@ def study(options: Options, folder: Path, watch: Observer) -> Findings:
     """
     place, run = trained(options, folder, watch)
     found = filter_transcripts(place, (), options.corrupt_fraction, progress=watch.on_prepare)
-    speech = ", ".join(source.path for source in run.task.data.sources)
+    speech = ", ".join(source.title for source in run.task.data.sources)
     return findings(found, options, {"recogniser": f"{run.name}, {run.train.steps} steps", "speech": speech})
 
 

@@ -86,7 +86,7 @@ class Recognisers(Variants):
         measured = sorted({int(cell.trial.valid["utterances"]) for cell in self.cells if cell.trial.valid})
         return {
             "scale": self.scale,
-            "speech": ", ".join(source.path for source in run.task.data.sources),
+            "speech": ", ".join(source.title for source in run.task.data.sources),
             "training": f"{run.train.steps} steps of {run.task.batch_rows} utterances, {run.train.optimizer.kind}",
             "measured on": f"{', '.join(map(str, measured)) or 'no'} held-out utterances, greedy decoding",
             "seeds": str(self.seeds),

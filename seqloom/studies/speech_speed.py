@@ -105,7 +105,7 @@ def findings(
             "network": f"{run.name}, {len(run.model.conv)} convolutions, {run.model.recurrent.layers} "
             f"{run.model.recurrent.kind} layers of {run.model.recurrent.width}",
             "step": f"{rate} utterances, forward, backward and update",
-            "speech": ", ".join(source.path for source in run.task.data.sources),
+            "speech": ", ".join(source.title for source in run.task.data.sources),
             "computed on": machine,
         },
         tables=[

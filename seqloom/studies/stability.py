@@ -155,7 +155,7 @@ def _setting(sweep: Sweep) -> dict[str, str]:
         "model": f"{len(model.pattern) // 2} blocks of width {model.width}, {attention.heads} heads, MLP "
         f"{mlp.hidden_width}, vocabulary {model.vocab_size}",
         "the paper's": "24 blocks of width 1024, 16 heads, MLP 4096, vocabulary about 256k",
-        "text": ", ".join(source.path for source in task.data.sources),
+        "text": ", ".join(source.title for source in task.data.sources),
         "step": f"{task.batch_rows} rows of {task.sequence_length} tokens (paper: 512 of 4096)",
         "training": f"{train.steps} steps of AdamW, {train.schedule.warmup_steps} of them warm-up, then cosine to "
         f"{train.schedule.final_factor:.0%}; gradients clipped at {train.clip_norm:g}",

@@ -127,6 +127,7 @@ class Findings:
             CheckpointError: they cannot be written.
         """
         texts = {JSON: json.dumps(self.as_data(), indent=1, ensure_ascii=False) + "\n", PAGE: self.as_page()}
+        commit.make_folder(folder)
         for name, text in texts.items():
             try:
                 commit.write_file(folder / name, text.encode())

@@ -13,6 +13,7 @@ from seqloom.core.config import parse, read_yaml, to_data
 from seqloom.core.devices import available_bytes, held_bytes
 from seqloom.core.distributed import here
 from seqloom.core.errors import CheckpointError, ConfigError, DataError, NumericsError
+from seqloom.numerics.place import spoilt_operands
 from seqloom.train.run import Run
 from seqloom.train.state import RUN
 from seqloom.train.task import Task
@@ -188,6 +189,9 @@ def refuse_not_finite(loss: float, norm: float, model: nn.Module, task: Task, ba
         what += f" ({len(spoilt)} parameters)" if len(spoilt) > 1 else ""
     else:
         what = f"the loss is {loss}, {_source(model, task, batch)}"
+    if operands := max(here().everyone(spoilt_operands(model)), key=len):
+        more = f" and {len(operands) - 3} more" if len(operands) > 3 else ""
+        what += f"; operands with NaN or Inf: {', '.join(operands[:3])}{more}"
     raise NumericsError(
         f"step {step}: {what}; this step was not taken and earlier checkpoints are whole. "
         "A lower learning rate, a longer warm-up or a wider number format may help; train.on_not_finite can leave such "

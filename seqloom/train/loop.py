@@ -29,7 +29,9 @@ from seqloom.core.errors import ConfigError
 from seqloom.core.logs import MetricsLog
 from seqloom.core.machine import machine_facts
 from seqloom.core.seeds import derive
-from seqloom.numerics.precision import Format, apply_precision, native_format
+from seqloom.numerics.place import Clock
+from seqloom.numerics.precision import Format, apply_precision, describe_precision, resolve_precision
+from seqloom.ops.scaled_mm import refuse_emulation
 from seqloom.train.checks import (
     refuse_missing_gradients,
     refuse_not_finite,
@@ -46,6 +48,7 @@ from seqloom.train.optimizers import build_optimizers
 from seqloom.train.parallel.together import AgreedStop, CommonFolder, NoRecords, Silence, together
 from seqloom.train.recovery import Recovery
 from seqloom.train.report_page import keep_report
+from seqloom.train.representations import Chosen
 from seqloom.train.run import Run
 from seqloom.train.saver import Saver
 from seqloom.train.schedules import factor
@@ -113,17 +116,20 @@ def _make_ready(
     """Data and model up to the step before the next; can be left anywhere and done again."""
     with here().main_first():
         task = run.task.build(run, device, watch.on_prepare)
-    model, formats = _build(run, device)
+    clock = Clock(run.seed, here().batch.index, run.precision.switch_step(run.train.steps), run.precision.switch)
+    model, formats = _build(run, device, clock)
+    precision = describe_precision(model)
     spread = _spread(run, model, task, device, memory, watch)
     if spread is not None and run.train.async_save:
         raise ConfigError(
             "train.async_save: several processes write a checkpoint together, and wait for it; set it false"
         )
-    state = TrainState(model, build_optimizers(model, run.train.optimizer, spread), base, spread)
+    state = TrainState(model, build_optimizers(model, run.train.optimizer, spread), base, spread, clock)
     if found:
         state.read(found[1], task)
     else:
         place.write_top(RUN, to_yaml(run))
+    clock.begin(state.step)
     if state.step < run.train.steps and spread is None:
         refuse_what_would_not_learn(state.model, task, task.next_batch(state.model, state.position), state.step)
     data, adapter = task.report(), run.adapter_report()
@@ -133,7 +139,7 @@ def _make_ready(
         place.write_top("adapter.json", json.dumps(adapter, indent=1) + "\n")
     machine = {"parameters": state.size, **machine_facts(device)}
     place.write_top("machine.json", json.dumps(machine, indent=1) + "\n")
-    facts = (state.size, state.step, task.unit, task.shown, task.summary(), formats, *memory, adapter)
+    facts = (state.size, state.step, task.unit, task.shown, task.summary(), formats, *memory, adapter, precision)
     watch.on_start(StartReport(run, str(device), *facts))
     return task, state
 
@@ -178,13 +184,14 @@ def _take_steps(
         return True
 
     state.model.train()
+    chosen = Chosen()
     stop.agree()
     measured = here().told(records.holds("valid", state.step)) or evaluate()
     with Saver(place, run, task, state.step, saved) as saver:
         recovery = Recovery(run, task, state, place, saver, records, watch)
         while state.step < settings.steps and not stop.signal:
             saver.check()
-            metrics = recovery.attempt(lambda: _step(run, task, state, monitor, first=state.step == first))
+            metrics = recovery.attempt(lambda: _step(run, task, state, monitor, chosen, first=state.step == first))
             stop.agree()
             if metrics is None:
                 monitor.forget()
@@ -194,6 +201,8 @@ def _take_steps(
             watch.on_step(metrics)
             if state.step == 1 or _due(state.step, settings.log_every, settings.steps):
                 records.add("train", metrics)
+                if chosen.events:
+                    records.add("representations", {"step": state.step, **chosen.events})
             if measures := monitor.take():
                 records.add("monitor", measures)
             measured = evaluate()
@@ -205,7 +214,7 @@ def _take_steps(
         raise Interrupted(state.step, stop.signal)
 
 
-def _step(run: Run, task: Task, state: TrainState, monitor: Monitor, first: bool) -> dict[str, float]:
+def _step(run: Run, task: Task, state: TrainState, monitor: Monitor, chosen: Chosen, first: bool) -> dict[str, float]:
     """One optimizer step over the micro-batches of the next global batch; leaves no gradients behind."""
     began, step, position, model = time.perf_counter(), state.step, state.position, state.model
     ranks = here()
@@ -213,7 +222,8 @@ def _step(run: Run, task: Task, state: TrainState, monitor: Monitor, first: bool
         torch.manual_seed(derive(run.seed, "rank", ranks.batch.index, position))
     batch = task.next_batch(model, position)
     total, units, sums = torch.zeros(()), 0, dict[str, Tensor]()
-    for micro in batch:
+    for number, micro in enumerate(batch):
+        state.clock.begin(step, number)
         with monitor.forward(step + 1):
             part = task.loss(model, micro)
         part.total.backward()
@@ -231,13 +241,15 @@ def _step(run: Run, task: Task, state: TrainState, monitor: Monitor, first: bool
     norm = state.norm(gradients) / units
     objective = loss / units
     refuse_not_finite(objective, norm, model, task, batch, step)
+    chosen.read(model)
     clip = run.train.clip_norm
     rate = factor(step, run.train.steps, run.train.schedule)
     with monitor.update(units):
         torch._foreach_mul_(gradients, (clip / norm if clip is not None and norm > clip else 1.0) / units)
         state.optimizers.step(rate)
     state.forget_gradients()
-    updates = task.after_step(model, position)
+    updates = task.after_step(model, position) | chosen.shares()
+    state.clock.begin(step + 1)
     state.step, state.units = step + 1, state.units + units
     return {
         "step": state.step,
@@ -262,20 +274,24 @@ def _evaluate(task: Task, state: TrainState) -> tuple[dict[str, float], dict[str
 
 
 def resolve(run: Run) -> tuple[Run, torch.device]:
-    """The device, and the run with its number format decided for it."""
+    """The device, and the run with its number format decided for it.
+
+    Raises:
+        ConfigError: there is no such device, or it lacks the units that `precision.hardware` requires.
+    """
     device = pick_device(run.train.device)
-    if run.precision.activations == "auto":
-        run = replace(run, precision=replace(run.precision, activations=native_format(device)))
-    return run, device
+    if run.precision.hardware == "require":
+        refuse_emulation(device, run.precision)
+    return replace(run, precision=resolve_precision(run.precision, device)), device
 
 
-def _build(run: Run, device: torch.device) -> tuple[Any, dict[str, Format]]:
+def _build(run: Run, device: torch.device, clock: Clock) -> tuple[Any, dict[str, Format]]:
     """The whole model as training begins with it in the run's number formats; seeds the generators."""
     torch.manual_seed(derive(run.seed, "model"))
     model: Any = run.build_model()
     if here().size == 1:
         model = model.to(device)
-    formats = apply_precision(model, run.precision)
+    formats = apply_precision(model, run.precision, clock)
     if run.train.activation_checkpointing:
         if not hasattr(model, "checkpoint_layers"):
             raise ConfigError(f"train.activation_checkpointing: models of '{run.system}' cannot recompute their layers")

@@ -27,6 +27,7 @@ class StartReport:
         available_bytes: memory found free.
         adapter: what adapters train in place of the model's own weights, and which kinds of layers they reach; empty
             if the model itself is trained.
+        precision: how many linear layers multiply in which format of few bits; empty if none does.
     """
 
     run: Run
@@ -40,6 +41,7 @@ class StartReport:
     needed_bytes: int
     available_bytes: int
     adapter: dict[str, Any] = field(default_factory=dict)
+    precision: str = ""
 
 
 class Observer:

@@ -24,6 +24,7 @@ from seqloom.core.checkpoint.tensors import load_tensors, save_tensors
 from seqloom.core.config import to_yaml
 from seqloom.core.errors import CheckpointError, DataError
 from seqloom.core.seeds import capture_rng, restore_rng
+from seqloom.numerics.place import Clock
 from seqloom.train.optimizers import Optimizers
 from seqloom.train.run import Run
 from seqloom.train.task import Task
@@ -75,6 +76,7 @@ class TrainState:
         model: a module with `write_folder` and `read_folder`.
         base: identity of the folder that the run began with; None if it began with fresh weights.
         spread: which pieces of the model this process holds; None if it holds the model.
+        clock: tells the layers how far the training is; not saved, since it follows from the step.
         step: steps done.
         units: units (tokens, frames, samples) learned from so far.
         seconds: wall-clock time spent so far, over all sessions.
@@ -85,6 +87,7 @@ class TrainState:
     optimizers: Optimizers
     base: dict[str, str] | None = None
     spread: "Spread | None" = None
+    clock: Clock = field(default_factory=Clock)
     step: int = 0
     units: int = 0
     seconds: float = 0.0

@@ -27,6 +27,11 @@ def test_stream_batch_and_draft_give_the_same_text(trained: Trained, capsys: pyt
     assert both.startswith(f"--- def compute\n{streamed}--- return\n")
 
 
+def test_states_in_fewer_bits(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = str(trained.folder), "def compute", *GREEDY, "--kv-cache", "fp8", "--ssm-state", "int8_sr"
+    assert run(capsys, *narrow, "--draft-tokens", "2") == run(capsys, *narrow) != ""
+
+
 def test_same_seed_same_text(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (str(trained.folder), "--max-tokens", "12", "--seed")
     first, again, other = (run(capsys, *arguments, seed) for seed in ("5", "5", "6"))

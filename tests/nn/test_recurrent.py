@@ -119,6 +119,8 @@ def test_a_forward_layer_goes_on_from_its_last_state(kind):
 def test_row_convolution_is_torchs_with_right_context_and_streams():
     row = RowConv(5, 3)
     x = torch.randn(2, 9, 5)
+    torch.testing.assert_close(row(x), x)
+    torch.nn.init.normal_(row.weight)
     padded = torch.nn.functional.pad(x, (0, 0, 0, 3)).transpose(1, 2)
     expected = torch.nn.functional.conv1d(padded, row.weight[:, None], groups=5).transpose(1, 2)
     torch.testing.assert_close(row(x), expected)

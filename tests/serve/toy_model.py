@@ -78,6 +78,9 @@ class ToyModel(nn.Module):
         self.forward_tokens += tokens.shape[1]
         return torch.stack(out, dim=1), []
 
+    def remember(self, tokens: Tensor, states: list[Any]) -> None:
+        self.hidden(tokens, states=states)
+
     def head(self, hidden: Tensor) -> Tensor:
         # Not a matrix product: the same bits in every batch, so that tests may compare exactly.
         return 3 * (self.readout * hidden[..., None, :]).sum(-1) + self.bias

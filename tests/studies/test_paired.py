@@ -72,7 +72,7 @@ def test_variants_of_a_seed_see_the_same_batches_and_nothing_is_trained_twice(te
         for path in (tmp_path / "trials").iterdir()
     }
     assert first["laptop-nothing-0"] == first["laptop-bias_and_loss-0"] != first["laptop-nothing-1"]
-    assert whole.setting["text"] == str(texts)
+    assert whole.setting["text"] == texts.name
 
 
 @pytest.mark.usefixtures("narrow_twins")

@@ -20,6 +20,7 @@ from seqloom.train.interrupt import Interrupted
 from seqloom.train.loop import _step, train
 from seqloom.train.monitors import Monitor
 from seqloom.train.observer import Observer, StartReport
+from seqloom.train.representations import Chosen
 from seqloom.train.schedules import factor
 from seqloom.train.state import TrainState
 
@@ -160,6 +161,7 @@ def test_the_gradient_is_that_of_the_mean_over_units_and_clipped() -> None:
         ToyTask(with_task(run, micro=5)),
         TrainState(model, recorder),
         Monitor(model, None, print),
+        Chosen(),
         first=True,
     )
 

@@ -9,6 +9,7 @@
 #include "few_rows.h"
 #include "gemm.h"
 #include "lanes.h"
+#include "softmax.h"
 #include "threads.h"
 
 namespace seqloom {
@@ -39,24 +40,9 @@ struct Attention {
 };
 
 // exp(x - top) in place for the first `seen` of `count` numbers, 0 for the others; returns the sum.
-float exponentials(float* x, int64_t seen, int64_t count, float top) {
-    vf total{};
-    each_vector(seen, [&](int64_t i, auto lanes) {
-        vf e = exp(load(x + i, lanes) - top);
-        store(x + i, e, lanes);
-        total += load(x + i, lanes);
-    });
+float weights(float* x, int64_t seen, int64_t count, float top) {
     std::fill(x + seen, x + count, 0.0f);
-    return sum(total);
-}
-
-float largest(const float* x, int64_t count) {
-    vf top = broadcast(-INFINITY);
-    int64_t i = 0;
-    for (; i + W <= count; i += W) top = max(top, load(x + i));
-    float most = max(top);
-    for (; i < count; ++i) most = std::max(most, x[i]);
-    return most;
+    return exponentials(x, seen, top, [&](int64_t i, vf e, auto lanes) { store(x + i, e, lanes); });
 }
 
 // C vectors of columns of y [M, K] = p [M, count] v [count, K].
@@ -114,7 +100,7 @@ void block_of_few(const Attention<E>& a, int64_t b, int64_t g, int64_t first, in
         int64_t seen = std::min(count, a.lengths[b] + i % a.tokens + 1 - first);
         float top = seen > 0 ? largest(scores + i * count, seen) : -INFINITY;
         partial[i * ldp + a.width] = top;
-        partial[i * ldp + a.width + 1] = exponentials(scores + i * count, std::max<int64_t>(seen, 0), count, top);
+        partial[i * ldp + a.width + 1] = weights(scores + i * count, std::max<int64_t>(seen, 0), count, top);
     }
     weighted(m, scores, count, v, a.k_token, count, a.width, partial, ldp);
 }
@@ -154,13 +140,26 @@ void attend_few(const Attention<E>& a) {
             }
 }
 
-// `count` queries of each head from `token` on, over all the keys they see.
+// Scales the sums of a query so far where a larger score than all before has come, and gives that factor.
+float rescale(float top, float& largest_before, float* sums, int64_t width) {
+    if (top == largest_before) return 1.0f;
+    float kept = exp_below(broadcast(largest_before - top))[0];
+    each_vector(width, [&](int64_t j, auto lanes) { store(sums + j, load(sums + j, lanes) * kept, lanes); });
+    largest_before = top;
+    return kept;
+}
+
+// `count` queries of each head from `token` on, over all the keys they see. Keys and values of a block are packed: the
+// rows of a head lie a power of two apart, where too many of them fall on the same places of the first cache.
 template <class E>
 void run_of_many(const Attention<E>& a, int64_t b, int64_t g, int64_t token, int64_t count) {
+    using namespace gemm_parts;
     int64_t m = a.shared() * count, width = a.width, end = a.lengths[b] + token + count;
     float* q = static_cast<float*>(scratch(m * width * sizeof(float), 4));
     float* sums = static_cast<float*>(scratch(m * width * sizeof(float), 5));
     float* scores = static_cast<float*>(scratch(m * block_keys * sizeof(float), 6));
+    const int64_t room = up(block_keys, kColumns) * up(width, kColumns) + 8;
+    float* packed = static_cast<float*>(scratch(room * sizeof(float), 8));
     float* tops = static_cast<float*>(scratch(2 * m * sizeof(float), 7));
     float* totals = tops + m;
     for (int64_t i = 0; i < m; ++i) {
@@ -174,20 +173,18 @@ void run_of_many(const Attention<E>& a, int64_t b, int64_t g, int64_t token, int
         int64_t keys = std::min(block_keys, end - first);
         const E* k = a.k + b * a.k_row + g * a.k_head + first * a.k_token;
         const E* v = a.v + b * a.k_row + g * a.k_head + first * a.k_token;
-        gemm(m, keys, width, Strided<float>{q, width, 1}, Strided<E>{k, 1, a.k_token}, scores, keys, false);
+        pack<kColumns>(Strided<E>{k, a.k_token, 1}, keys, width, packed);
+        block_product(m, keys, 0, width, Panels{q, width, width, 1}, {}, Panels{packed, width, 1, kColumns}, scores,
+                      block_keys, false);
         for (int64_t i = 0; i < m; ++i) {
-            float* row = scores + i * keys;
+            float* row = scores + i * block_keys;
             int64_t seen = std::clamp<int64_t>(a.lengths[b] + token + i % count + 1 - first, 0, keys);
-            float top = std::max(tops[i], largest(row, seen));
-            float kept = exp(broadcast(tops[i] - top))[0];
-            totals[i] = totals[i] * kept + exponentials(row, seen, keys, top);
-            if (kept != 1.0f)
-                each_vector(width, [&](int64_t j, auto lanes) {
-                    store(sums + i * width + j, load(sums + i * width + j, lanes) * kept, lanes);
-                });
-            tops[i] = top;
+            float kept = rescale(std::max(tops[i], largest(row, seen)), tops[i], sums + i * width, width);
+            totals[i] = totals[i] * kept + weights(row, seen, keys, tops[i]);
         }
-        gemm(m, width, keys, Strided<float>{scores, keys, 1}, Strided<E>{v, a.k_token, 1}, sums, width, true);
+        pack<kColumns>(Strided<E>{v, 1, a.k_token}, width, keys, packed);
+        block_product(m, width, 0, keys, Panels{scores, block_keys, block_keys, 1}, {},
+                      Panels{packed, keys, 1, kColumns}, sums, width, true);
     }
     for (int64_t i = 0; i < m; ++i) {
         E* to = a.output(b, g, i, token, count);

@@ -3,6 +3,7 @@
 // A row stays in the cache from its maximum to its gradient, so logits travel from memory and back once. FP32 logits
 // keep exp(x - max) between the sum and the gradient; narrower ones would lose it and compute it twice.
 #include "lanes.h"
+#include "softmax.h"
 #include "threads.h"
 
 namespace seqloom {
@@ -15,29 +16,12 @@ float at(const T* p) {
 }
 
 template <class T>
-float largest(const T* x, int64_t n) {
-    vf most = broadcast(-INFINITY);
-    int64_t i = 0;
-    for (; i + W <= n; i += W) most = max(most, load(x + i));
-    float result = max(most);
-    for (; i < n; ++i) result = std::fmax(result, at(x + i));
-    return result;
-}
-
-template <class T>
 void loss_row(T* x, int64_t n, int64_t target, float z_weight, bool want_gradient, float* nats, float* penalty) {
     const bool keeps = want_gradient && sizeof(T) == sizeof(float);
     const float most = largest(x, n), hit = at(x + target);
-    float total = sum_of(n / W * W, [&](int64_t i, auto lanes) {
-        const vf e = exp(load(x + i, lanes) - most);
+    const float total = exponentials(x, n, most, [&](int64_t i, vf e, auto lanes) {
         if (keeps) store(x + i, e, lanes);
-        return e;
     });
-    if (const int64_t left = n % W) {
-        vf e = exp(load(x + n - left, left) - most);
-        for (int64_t i = 0; i < left; ++i) total += e[i];
-        if (keeps) store(x + n - left, e, left);
-    }
     const float normalizer = most + std::log(total);
     *nats = (most - hit) + std::log(total);  // not by way of the normalizer, which rounds more where logits are large
     *penalty = z_weight * normalizer * normalizer;
@@ -46,7 +30,7 @@ void loss_row(T* x, int64_t n, int64_t target, float z_weight, bool want_gradien
     const float factor = pull / total, target_gradient = std::exp(hit - most) * factor - 1.0f;
     each_vector(n, [&](int64_t i, auto lanes) {
         const vf value = load(x + i, lanes);
-        store(x + i, (keeps ? value : exp(value - most)) * factor, lanes);
+        store(x + i, (keeps ? value : exp_below(value - most)) * factor, lanes);
     });
     store(x + target, broadcast(target_gradient), 1);
 }

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -91,7 +91,7 @@ def convert(
             be written or has no room.
         ConfigError: the configuration contradicts itself or asks for what is not built here.
     """
-    _refuse_existing(into)
+    refuse_existing(into)
     weights = disk_weights(source, verified=verified)
     planned = list(_plan(weights, _DTYPES[dtype], stacked=experts == "stacked"))
     head = next(tensor.dtype for tensor in planned if tensor.name == "lm_head.weight")
@@ -118,6 +118,15 @@ def convert(
     )
 
 
+def refuse_existing(into: Path) -> None:
+    """
+    Raises:
+        CheckpointError: there is something of this name.
+    """
+    if os.path.lexists(into):
+        raise CheckpointError(f"{into}: exists; name a new folder")
+
+
 def write_streamed(
     into: Path,
     fields: Mapping[str, Any],
@@ -126,6 +135,7 @@ def write_streamed(
     carry_from: Path | None = None,
     metadata: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    finish: Callable[[Path], object] = lambda folder: None,
     progress: Progress | None = None,
 ) -> Carried:
     """Write a new model folder in one commit: config.json, the weights as a stream, and a manifest.
@@ -134,10 +144,11 @@ def write_streamed(
         fields: of config.json, from `public_config`.
         carry_from: take tokenizer, chat template, generation settings, model card and licence from this folder.
         metadata: notes for the headers of the weights files.
+        finish: given the folder when all else is in it; adds files, or raises if something is wrong with it.
     Raises:
         CheckpointError: `into` exists, cannot be written or has no room; or what a part of `planned` raises.
     """
-    _refuse_existing(into)
+    refuse_existing(into)
     names = model_files(carry_from) if carry_from is not None else []
     carried = [name for name in names if _CARRIED.fullmatch(name)]
     left_behind = [name for name in names if not _CARRIED.fullmatch(name) and not _WRITTEN_ANEW.fullmatch(name)]
@@ -148,6 +159,7 @@ def write_streamed(
             assert carry_from is not None
             _copy(carry_from / name, folder / name)
         write_tensors(folder, planned, shard_bytes=shard_bytes, metadata=metadata, progress=progress)
+        finish(folder)
         manifest.write_manifest(folder)
 
     try:
@@ -190,8 +202,3 @@ def _copy(source: Path, target: Path) -> None:
         data = bytearray(size)
         read_into(descriptor, memoryview(data), 0)
     target.write_bytes(data)
-
-
-def _refuse_existing(into: Path) -> None:
-    if os.path.lexists(into):
-        raise CheckpointError(f"{into}: exists; name a new folder")

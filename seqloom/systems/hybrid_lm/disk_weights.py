@@ -11,7 +11,8 @@ The two orders of a stack are told apart by shape. Where both widths are equal n
 note `expert_axes` in the file's header decides (files written here carry it), and without it the folder is refused,
 since a guess would load transposed matrices that fit.
 
-Router bias, A_log, D and dt_bias are FP32 when read from here, whatever they are stored in.
+Router bias, A_log, D and dt_bias are FP32 when read from here, whatever they are stored in. Quantized matrices (see
+`quantized_folder.py`) are dequantized exactly, and rounded once if the configuration says bfloat16.
 """
 
 import math
@@ -28,10 +29,13 @@ from seqloom.core.checkpoint import manifest
 from seqloom.core.checkpoint.json_file import shown
 from seqloom.core.checkpoint.tensor_folder import MOST_TENSORS, Planned, TensorFolder
 from seqloom.core.errors import CheckpointError
+from seqloom.numerics.precision import dtype_of
 from seqloom.systems.hybrid_lm.model import HybridLM
 from seqloom.systems.hybrid_lm.public_config import open_public
+from seqloom.systems.hybrid_lm.quantized_config import read_declared
+from seqloom.systems.hybrid_lm.quantized_folder import CACHE_SCALE, Packed, check_scales, find_packed, read_scale
 
-CONFIG, QUANTIZED = "config.json", "hf_quant_config.json"
+CONFIG = "config.json"
 EXPERT_AXES, OUT_IN, IN_OUT = "expert_axes", "expert out in", "expert in out"
 
 _FP32_ONLY = re.compile(r"\.(A_log|D|dt_bias|e_score_correction_bias)$")
@@ -46,10 +50,11 @@ class Weight(NamedTuple):
     """A canonical tensor before it is read.
 
     Attributes:
-        dtype: what it is stored in.
+        dtype: what it is stored in; of a quantized matrix, what it is read as.
         source: name of the stored tensor.
         expert: its place in a stored stack.
         turned: stored with its axes swapped.
+        packed: how a quantized matrix is stored.
     """
 
     dtype: torch.dtype
@@ -57,6 +62,7 @@ class Weight(NamedTuple):
     source: str
     expert: int | None = None
     turned: bool = False
+    packed: Packed | None = None
 
 
 class DiskWeights:
@@ -77,16 +83,22 @@ class DiskWeights:
             ConfigError: the configuration contradicts itself or asks for what is not built here.
         """
         if not verified and (folder / manifest.NAME).exists():
-            needed = re.compile(r"config\.json|model(-.*)?\.safetensors(\.index\.json)?")
+            needed = re.compile(r"config\.json|hf_quant_config\.json|model(-.*)?\.safetensors(\.index\.json)?")
             if problems := manifest.verify(folder, needed.fullmatch):
                 raise CheckpointError(f"{folder}: not as it was written: {', '.join(problems)}")
-        if (folder / QUANTIZED).exists():
-            raise CheckpointError(f"{folder / QUANTIZED}: quantized weights are not read here yet")
         self.folder = folder
         self.public = open_public(folder / CONFIG)
+        self._declared = read_declared(folder, self.public.quantization)
         self._tensors = TensorFolder(folder)
         self.entries: dict[str, Weight] = {}
+        self._packed, quantized = find_packed(self._declared, self._tensors) if self._declared else ([], set())
+        dtype = dtype_of(self.public.format)
+        for packed in self._packed:
+            name = re.sub(r"^model\.", "backbone.", f"{packed.module}.weight")
+            self.entries[name] = Weight(dtype, packed.shape, packed.codes, packed=packed)
         for source, entry in self._tensors.entries.items():
+            if source in quantized:
+                continue
             if entry.dtype not in (torch.float32, torch.bfloat16):
                 raise CheckpointError(
                     f"{entry.file}: tensor {shown(source)} is stored in {entry.dtype}; only float32 and bfloat16 are "
@@ -103,8 +115,13 @@ class DiskWeights:
                 raise CheckpointError(f"{folder}: more than {MOST_TENSORS:,} tensors")
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors in the files."""
+        return sum(entry.stop - entry.start for entry in self._tensors.entries.values())
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all tensors as they are stored."""
+        """Bytes of all tensors as they are read."""
         return sum(math.prod(weight.shape) * weight.dtype.itemsize for weight in self.entries.values())
 
     def check(self, model: HybridLM) -> None:
@@ -131,6 +148,10 @@ class DiskWeights:
                     f"the configuration asks for {shape}"
                 )
         self.entries = {name: self.entries[name] for name in wanted}
+        check_scales(self._packed, self._tensors)
+        for name in self.cache_scales():
+            if f"{name.rpartition('.')[0]}.weight" not in wanted:
+                raise CheckpointError(f"{self.folder}: tensor {shown(name)} scales keys or values of no layer")
         self._warn()
 
     def dtype(self, name: str) -> torch.dtype:
@@ -144,7 +165,9 @@ class DiskWeights:
             CheckpointError: the file cannot be read (any more), or memory does not suffice.
         """
         weight = self.entries[name]
-        if weight.expert is None:
+        if weight.packed is not None:
+            tensor = self.dequantized(name, rows)
+        elif weight.expert is None:
             tensor = self._tensors.read(weight.source, rows)
         else:
             tensor = self._tensors.read(weight.source, slice(weight.expert, weight.expert + 1))[0]
@@ -152,11 +175,31 @@ class DiskWeights:
             tensor = tensor if rows is None else tensor[rows]
         return tensor.to(self.dtype(name))
 
+    def dequantized(self, name: str, rows: slice | None = None) -> Tensor:
+        """A quantized matrix, or consecutive rows of it, exactly: in FP32."""
+        packed = self.entries[name].packed
+        assert packed is not None
+        return packed.dequantize(self._tensors, rows)
+
+    @property
+    def fp8_cache(self) -> bool:
+        """Whether the folder says that keys and values are to be kept in FP8."""
+        return self._declared is not None and self._declared.fp8_cache
+
+    def cache_scales(self) -> dict[str, float]:
+        """The multipliers of cached keys and values, by canonical names like `backbone.layers.3.mixer.k_proj.k_scale`.
+
+        Raises:
+            CheckpointError: one is no finite number above 0.
+        """
+        sources = [name for name in self._tensors.entries if CACHE_SCALE.search(name)] if self._declared else []
+        return {re.sub(r"^model\.", "backbone.", name): read_scale(self._tensors, name) for name in sources}
+
     def read_into(self, name: str, tensor: Tensor) -> None:
         """The same into a tensor of any dtype and device, with one copy where nothing has to be changed."""
         weight = self.entries[name]
         straight = tensor.dtype == weight.dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
-        if straight and not weight.turned:
+        if straight and not weight.turned and weight.packed is None:
             rows = None if weight.expert is None else slice(weight.expert, weight.expert + 1)
             self._tensors.read_into(weight.source, tensor, rows)
         else:
@@ -231,7 +274,7 @@ class DiskWeights:
     def _hint(self, missing: list[str], unknown: list[str]) -> str:
         """What such a list of names usually means."""
         if any(name.endswith(("_scale", "_scale_2")) for name in unknown):
-            return "; these weights are quantized, which is not read here yet"
+            return "; these are scales of weights that are quantized, but nothing in the folder says how"
         if missing and not unknown and all(name.startswith("mtp.") for name in missing):
             return (
                 "; the whole prediction block is missing (transformers leaves it out when it saves): set "

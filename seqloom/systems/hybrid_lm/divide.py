@@ -14,7 +14,7 @@ def refuse_indivisible(run: Run, parallel: ParallelConfig) -> None:
     if parallel.single:
         return
     found = [*_rows(run, parallel), *_by_tensor(run, parallel.tensor), *_by_context(run, parallel)]
-    found += _by_expert(run, parallel.expert)
+    found += [*_by_expert(run, parallel.expert), *_by_block(run, parallel.tensor)]
     if run.model.stability.sigma_reparam:
         found.append("model.stability.sigma_reparam needs whole matrices after every step, and runs in one process")
     if run.adapter is not None and (parallel.tensor > 1 or parallel.expert > 1):
@@ -48,6 +48,39 @@ def _by_tensor(run: Run, count: int) -> list[str]:
         if getattr(model.stability, name) != getattr(PLAIN, name):
             found.append(f"model.stability.{name} has gains that heads share; use it without train.parallel.tensor")
     return found
+
+
+def _by_block(run: Run, count: int) -> list[str]:
+    """Shares that would begin within a block of the number format, whose scale then would depend on the grid."""
+    block = run.precision.largest_block()
+    if count == 1:
+        return []
+    if run.precision.mor.partition == "channel":
+        return ["precision.mor.partition = 'channel' decides about lines that train.parallel.tensor cuts"]
+    if block == 1:
+        return []
+    model, sizes = run.model, dict[str, int]()
+    if model.mamba is not None:
+        m = model.mamba
+        sizes |= {"heads · head_width": m.heads * m.head_width, "groups · state_width": m.groups * m.state_width}
+        sizes = {f"model.mamba.{name}": size for name, size in (sizes | {"heads": m.heads}).items()}
+    if model.attention is not None:
+        a = model.attention
+        sizes |= {
+            "model.attention.heads · head_width": a.heads * a.head_width,
+            "model.attention.kv_heads · head_width": a.kv_heads * a.head_width,
+        }
+    if model.mlp is not None:
+        sizes["model.mlp.hidden_width"] = model.mlp.hidden_width
+    if model.moe is not None:
+        sizes["model.moe.expert_width"] = model.moe.expert_width
+        sizes["model.moe.shared_width"] = model.moe.shared_width
+    return [
+        f"{name} = {size} gives each of train.parallel.tensor = {count} ranks no whole blocks of {block} numbers "
+        f"(precision.recipe = '{run.precision.recipe}')"
+        for name, size in sizes.items()
+        if size % (count * block)
+    ]
 
 
 def _by_context(run: Run, parallel: ParallelConfig) -> list[str]:

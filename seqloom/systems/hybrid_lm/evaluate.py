@@ -15,7 +15,7 @@ from seqloom.core.errors import ConfigError
 from seqloom.core.progress import Progress
 from seqloom.core.rooms import load
 from seqloom.data.config import DataConfig, SourceConfig
-from seqloom.data.prepare import prepare
+from seqloom.data.prepare import Prepared, prepare
 from seqloom.data.rows import NO_TARGET, Rows, RowSource
 from seqloom.metrics.language import bits_per_byte, perplexity
 from seqloom.systems.hybrid_lm.config import Run
@@ -96,19 +96,36 @@ def evaluate(
         DataError, CheckpointError: the text or the folder cannot be used.
     """
     model = load(folder).to(pick_device("auto"))
+    prepared = text_for(folder, model.vocab_size, sources, progress)
+    source = prepared.every if sources else prepared.valid
+    token_bytes = torch.from_numpy(prepared.tokenizer.token_bytes)
+    return measure(model, source, len(source) if rows is None else rows, BATCH_ROWS, token_bytes)
+
+
+def text_for(
+    folder: Path, vocab_size: int, sources: tuple[SourceConfig, ...] = (), progress: Progress | None = None
+) -> Prepared:
+    """The text of a folder's run, or the text named, in the tokens of the folder.
+
+    Args:
+        sources: without any, the folder must be a run folder.
+    Raises:
+        ConfigError: neither a run nor sources say which text.
+        DataError: the text cannot be used.
+    """
     run = parse(Run, read_yaml(folder / RUN), str(folder / RUN)) if (folder / RUN).exists() else None
     if run is None and not sources:
-        raise ConfigError(f"{folder}: no {RUN} says what this model was trained on; name text with --data PATH")
+        raise ConfigError(
+            f"{folder}: no {RUN} says what this model was trained on; name text with --data PATH (or --calibrate PATH "
+            "to quantize)"
+        )
     data = run.task.data if run else DataConfig(sources=sources)
     data = replace(data, sources=sources or data.sources, phases=(), tokenizer=str(folder))
-    prepared = prepare(
+    return prepare(
         data,
-        vocab_size=model.vocab_size,
+        vocab_size=vocab_size,
         sequence_length=run.task.sequence_length if run else ROW_TOKENS,
         rows_total=1,
         seed=0,
         progress=progress,
     )
-    source = prepared.every if sources else prepared.valid
-    token_bytes = torch.from_numpy(prepared.tokenizer.token_bytes)
-    return measure(model, source, len(source) if rows is None else rows, BATCH_ROWS, token_bytes)

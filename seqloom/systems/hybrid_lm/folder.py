@@ -17,6 +17,7 @@ from seqloom.core.checkpoint.tensor_folder import allocate
 from seqloom.core.checkpoint.tensors import save_tensors
 from seqloom.core.devices import available_bytes
 from seqloom.core.errors import CheckpointError
+from seqloom.nn.state_formats import StateFormats
 from seqloom.numerics.precision import PrecisionConfig, apply_precision
 from seqloom.systems.hybrid_lm.disk_weights import CONFIG, DiskWeights, disk_tensors, expert_names
 from seqloom.systems.hybrid_lm.model import HybridLM
@@ -64,6 +65,11 @@ def read_model(folder: Path, *, verified: bool = False) -> HybridLM:
         raise CheckpointError(f"{folder}: the weights take {weights.nbytes:,} bytes of memory, {free:,} are free")
     apply_precision(model, PrecisionConfig(activations=weights.public.format))
     _materialise(model, weights)
+    for name, scale in weights.cache_scales().items():
+        attention, _, kind = name.rpartition(".")
+        setattr(model.get_submodule(attention.rpartition(".")[0]), kind, scale)
+    if weights.fp8_cache:
+        model.keep_states(StateFormats(keys_values="fp8"))
     return model
 
 

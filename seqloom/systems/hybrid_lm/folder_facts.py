@@ -48,11 +48,14 @@ def _weights(folder: Path) -> dict[str, Any]:
     stacked = any(weight.expert is not None for weight in stored.values())
     cost = budget(weights.public.config)
     layout = "experts stacked" if stacked else "one tensor for each matrix"
-    formats = Counter(str(weight.dtype).removeprefix("torch.") for weight in stored.values())
+    formats = Counter(
+        weight.packed.format if weight.packed else str(weight.dtype).removeprefix("torch.")
+        for weight in stored.values()
+    )
     return {
         "layout": layout,
         "files": files,
-        "bytes": weights.nbytes,
+        "bytes": weights.stored_bytes,
         "tensors": len(stored),
         "expected_tensors": cost.stacked_tensors if stacked else cost.tensors,
         "stored_as": ", ".join(f"{count:,} in {name}" for name, count in formats.most_common()),

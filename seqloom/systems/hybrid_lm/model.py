@@ -26,6 +26,7 @@ from seqloom.nn.mtp import MtpBlock
 from seqloom.nn.norm import RMSNorm
 from seqloom.nn.pattern import parse_pattern
 from seqloom.nn.state import LayerState
+from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.numerics.precision import Format, dtype_of
 from seqloom.ops.recompute import recomputing
 from seqloom.systems.hybrid_lm.config import HybridConfig, LoraConfig
@@ -70,6 +71,7 @@ class HybridLM(nn.Module):
         self.lm_head.hidden_matrices = ()
         self.mtp = make_mtp(config)
         self.format: Format = "fp32"  # of the residual stream
+        self.state_formats: StateFormats = AS_COMPUTED
         self.checkpoint_layers = False  # recompute each layer in the backward pass
         self.context = Axis()  # ranks that each hold a stretch of the tokens of every row
         self.adapter: Attached | None = None  # set where adapters learn in place of the model
@@ -101,6 +103,17 @@ class HybridLM(nn.Module):
                 if routing is not None:
                     routings.append(routing)
             return self.backbone.norm_f(x), routings
+
+    def remember(self, tokens: Int[Tensor, "B T"], states: States) -> None:
+        """Advance the states as `hidden` does, and compute nothing that they do not need: no layer behind the last that
+        remembers, and of an attention layer in that place only keys and values."""
+        x = self.embed(tokens)
+        last = max((index for index, state in enumerate(states) if state is not None), default=-1)
+        if last < 0:
+            return
+        for layer, state in zip(self.backbone.layers[:last], states[:last], strict=True):
+            x, _ = layer(x, None, state)
+        self.backbone.layers[last].remember(x, states[last])
 
     def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return F.embedding(tokens, self.backbone.embeddings.weight).to(dtype_of(self.format))
@@ -161,7 +174,15 @@ class HybridLM(nn.Module):
 
     def new_states(self, batch: int) -> States:
         """Empty memory for `batch` rows, one entry per layer, None where a layer remembers nothing."""
-        return [layer.new_state(batch, dtype_of(self.format)) for layer in self.backbone.layers]
+        dtype, formats = dtype_of(self.format), self.state_formats
+        layers = enumerate(self.backbone.layers)
+        return [layer.new_state(batch, dtype, formats, f"layers.{index}") for index, layer in layers]
+
+    def keep_states(self, formats: StateFormats) -> None:
+        """Have memories that are made from now on, those of the prediction block too, stored in these formats."""
+        self.state_formats = formats
+        if self.mtp is not None:
+            self.mtp.state_formats = formats
 
     @property
     def vocab_size(self) -> int:

@@ -20,7 +20,7 @@ from seqloom.core.config import parse, to_data
 from seqloom.core.errors import ConfigError
 from seqloom.nn.pattern import layer_names, parse_pattern, split_depths
 from seqloom.nn.stability import Stability
-from seqloom.numerics.precision import Format
+from seqloom.numerics.recipes import PlainFormat
 from seqloom.systems.hybrid_lm.budget import budget
 from seqloom.systems.hybrid_lm.config import (
     MODEL_TYPES,
@@ -36,7 +36,7 @@ from seqloom.systems.hybrid_lm.config import (
 
 ARCHITECTURE, OWN_ARCHITECTURE, STABILITY = "NemotronHForCausalLM", "SeqloomHybridLM", "stability"
 
-_FORMATS: dict[str, Format] = {"float32": "fp32", "bfloat16": "bf16"}
+_FORMATS: dict[str, PlainFormat] = {"float32": "fp32", "bfloat16": "bf16"}
 _MOST_LAYERS = 1024
 _MOST_SIZE = 1 << 24
 _MOST_PARAMETERS = 1 << 50
@@ -111,14 +111,16 @@ class PublicConfig:
         carried: facts that do not shape the model and are kept: token ids, max_position_embeddings and the like.
         unknown: fields that nobody here knows.
         code: names of fields that ask a reader to run code from the folder, which is never done.
+        quantization: how the file says that weights are quantized, not understood yet; None where they are not.
     """
 
     config: HybridConfig
-    format: Format
+    format: PlainFormat
     mtp_blocks: int
     carried: dict[str, Any]
     unknown: dict[str, Any]
     code: tuple[str, ...]
+    quantization: dict[str, Any] | None
 
 
 def open_public(path: Path) -> PublicConfig:
@@ -167,6 +169,7 @@ def read_public(fields: Mapping[str, Any], source: str) -> PublicConfig:
         carried=_read_carried(reader),
         unknown={name: value for name, value in fields.items() if name not in _KNOWN},
         code=tuple(name for name in _CODE if name in fields),
+        quantization=_read_quantization(reader),
     )
 
 
@@ -176,7 +179,7 @@ def config_from_public(fields: Mapping[str, Any], source: str) -> HybridConfig:
 
 
 def public_config(
-    config: HybridConfig, format: Format = "fp32", carried: Mapping[str, Any] | None = None
+    config: HybridConfig, format: PlainFormat = "fp32", carried: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The fields of config.json, in the dialect that most readers understand: both spellings of the pattern.
 
@@ -330,10 +333,6 @@ def _refuse_foreign(reader: _Reader) -> None:
         reader.fail(f"model_type {shown(kind)} is not read here, only '{PUBLIC_TYPE}'")
     if architectures and architectures not in ([ARCHITECTURE], [OWN_ARCHITECTURE]):
         reader.fail(f"architectures {shown(architectures)} are not read here, only ['{ARCHITECTURE}']")
-    _, quantization = reader.find("quantization_config")
-    if quantization is not None:
-        how = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        reader.fail(f"quantization_config ({shown(how)}): quantized weights are not read here yet")
     for name, only in _ONLY.items():
         key, value = reader.find(name)
         if value is not None and (value != only or type(value) is not type(only)):
@@ -430,11 +429,18 @@ def _read_stability(reader: _Reader) -> Stability:
     return Stability() if methods is None else parse(Stability, methods, f"{reader.source}: {STABILITY}")
 
 
-def _read_format(reader: _Reader) -> Format:
+def _read_format(reader: _Reader) -> PlainFormat:
     name = reader.text("torch_dtype") or "float32"
     if name not in _FORMATS:
         reader.fail(f"torch_dtype {shown(name)} is not known here; known: {', '.join(_FORMATS)}")
     return _FORMATS[name]
+
+
+def _read_quantization(reader: _Reader) -> dict[str, Any] | None:
+    _, fields = reader.find("quantization_config")
+    if fields is not None and not isinstance(fields, dict):
+        reader.fail(f"quantization_config: {shown(fields)} is not allowed; it must be an object")
+    return fields
 
 
 def _read_carried(reader: _Reader) -> dict[str, Any]:

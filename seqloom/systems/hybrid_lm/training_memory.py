@@ -41,7 +41,7 @@ def training_bytes(run: Run) -> int:
         from seqloom.systems.hybrid_lm.fine_tune import stored_width
 
         trained, stored = choose_targets(run.model, run.adapter).parameters, stored_width(run)
-    weights = 4 * trained + (stored * total if run.adapter is not None else 0)
+    weights = 4 * trained + (stored * total if run.adapter is not None else 0) + _kept_in_few_bits(run, total)
     gradients, muon = 4 * trained, _muon_matrices(run)
     state = 8 * (trained - sum(muon.values())) + 4 * sum(muon.values())
     always = weights + state + (4 * trained + state if run.train.async_save else 0)
@@ -162,6 +162,15 @@ def _matrices(letter: str, config: HybridConfig) -> Iterator[tuple[int, int, int
 def _depth(run: Run) -> int:
     """Applications of the prediction block that are learned from."""
     return run.model.mtp.depth if run.model.mtp is not None and run.model.mtp.loss_weight else 0
+
+
+def _kept_in_few_bits(run: Run, total: int) -> int:
+    """Bytes of the quantized weights that wait for the next micro-batch, as BF16 numbers; where blocks are no squares
+    there are two of them, one for each pass."""
+    found = [run.precision.products(format) for format in run.precision.formats()]  # type: ignore[arg-type]
+    copies = [len({(w, None if w.same_both_ways else n) for n, w in enumerate((p.forward[1], p.input_gradient[1]))})
+              for p in found if p is not None]  # fmt: skip
+    return 2 * max(copies, default=0) * (total - 2 * run.model.vocab_size * run.model.width)
 
 
 def _wide(run: Run) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from seqloom.core.distributed import Axis
+from seqloom.numerics.place import Shared
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class Cuts:
         """Leave this rank's piece in the place of a parameter of the module `owner`."""
         module: Any = model.get_submodule(owner)
         full = getattr(module, leaf)
+        place, dim = getattr(module, "places", {}).get(leaf), cut.dim - (full.ndim - 2)
+        if place is not None and dim >= 0:  # and not whole matrices of a stack
+            place.shared = Shared(cut.axis, dim)
         setattr(module, leaf, nn.Parameter(cut.take(full.detach()), requires_grad=full.requires_grad))
         self._of.setdefault(f"{owner}.{leaf}" if owner else leaf, []).append(cut)
 

@@ -18,7 +18,6 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 from seqloom.core.distributed import Axis
 from seqloom.nn.moe import Experts, MoE
 from seqloom.numerics.precision import dtype_of
-from seqloom.ops.experts import experts
 from seqloom.train.parallel.cut import Cut, Cuts
 
 
@@ -37,22 +36,23 @@ class DealtExperts(Experts):
     def __init__(self, own: Experts, axis: Axis) -> None:
         nn.Module.__init__(self)
         self.up_proj, self.down_proj, self.format = own.up_proj, own.down_proj, own.format
+        self.products, self.places = own.products, own.places
         self.axis = axis
 
     def forward(
         self, x: Float[Tensor, "S I"], chosen: Int[Tensor, "S J"], weights: Float[Tensor, "S J"]
     ) -> Float[Tensor, "S I"]:
         dtype = dtype_of(self.format)
-        up, down = self.up_proj.to(dtype), self.down_proj.to(dtype)
         order = chosen.flatten().argsort(stable=True)
-        counts = chosen.flatten().bincount(minlength=len(up) * self.axis.count).view(self.axis.count, -1)
+        counts = chosen.flatten().bincount(minlength=len(self.up_proj) * self.axis.count).view(self.axis.count, -1)
         theirs = _exchanged(counts, self.axis)  # per sending rank, rows for each of my experts
         sent, received = counts.sum(1).tolist(), theirs.sum(1).tolist()
         rows = all_to_all_single_autograd(
             x.to(dtype)[order // chosen.shape[1]], received, sent, self.axis.mesh.get_group()
         )
-        own = torch.arange(len(up), device=x.device).repeat(self.axis.count).repeat_interleave(theirs.flatten())
-        worked = experts(rows, own[:, None], torch.ones_like(own, dtype=weights.dtype)[:, None], up, down)
+        own = torch.arange(len(self.up_proj), device=x.device).repeat(self.axis.count)
+        own = own.repeat_interleave(theirs.flatten())
+        worked = super().forward(rows, own[:, None], torch.ones_like(own, dtype=weights.dtype)[:, None])
         back = all_to_all_single_autograd(worked, sent, received, self.axis.mesh.get_group())
         slots = torch.empty_like(order)
         slots[order] = torch.arange(len(order), device=x.device)

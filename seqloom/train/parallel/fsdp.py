@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from seqloom.core.distributed import Ranks
 from seqloom.nn.layer import Layer
 from seqloom.nn.mtp import MtpBlock
+from seqloom.numerics.place import places
 from seqloom.train.parallel.expert import DealtExperts
 
 
@@ -30,6 +31,8 @@ def shard(model: nn.Module, ranks: Ranks) -> None:
                 fully_shard(module, mesh=ranks.twins.mesh)
             else:
                 kept |= set(module.parameters())
+    for module, place in places(model).values():
+        place.keeps = set(module.parameters()) <= kept  # quantized weights would take what dealing them out saves
     for unit in list(_units(model)):
         fully_shard(unit, mesh=ranks.batch.mesh, ignored_params=kept)
     fully_shard(model, mesh=ranks.batch.mesh, reshard_after_forward=False, ignored_params=kept)

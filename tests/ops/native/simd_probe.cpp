@@ -1,5 +1,6 @@
-// Every function of simd.h over an array.
+// Every function of simd.h, and the exponential of softmax.h, over an array.
 #include "simd.h"
+#include "softmax.h"
 
 using namespace seqloom;
 
@@ -14,6 +15,9 @@ void map(const From* x, To* y, int64_t n, F&& function) {
 extern "C" int32_t width() { return W; }
 extern "C" void apply_exp(const float* x, float* y, int64_t n) {
     map(x, y, n, [](vf v) { return exp(v); });
+}
+extern "C" void apply_exp_below(const float* x, float* y, int64_t n) {
+    map(x, y, n, [](vf v) { return exp_below(-abs(v)); });
 }
 extern "C" void apply_log(const float* x, float* y, int64_t n) {
     map(x, y, n, [](vf v) { return log(v); });

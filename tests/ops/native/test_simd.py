@@ -54,6 +54,7 @@ def units_off(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 EXACT: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "exp": (np.exp, 1.2),
+    "exp_below": (lambda x: np.exp(np.fmax(-np.abs(x), -87) + 0 * np.sign(x)), 21),  # a weight of e^-87 may be rough
     "log": (np.log, 1.5),
     "sigmoid": (lambda x: np.where(x < 0, np.exp(np.minimum(x, 0)), 1) / (1 + np.exp(-np.abs(x))), 2.5),
     "softplus": (lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), 2.0),

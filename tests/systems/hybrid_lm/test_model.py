@@ -29,6 +29,18 @@ def test_recomputation_changes_no_gradient():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize("pattern", ["M-M*-", "M*M-", "MEM*E", "--"])
+def test_remembering_leaves_the_states_of_a_full_pass(pattern):
+    model, ids = make("latent", pattern=pattern), tokens()
+    with torch.no_grad():
+        full, brief = model.new_states(len(ids)), model.new_states(len(ids))
+        for part in (ids[:, :3], ids[:, 3:]):  # few tokens go another way
+            model.hidden(part, states=full)
+            model.remember(part, brief)
+        after = [model.hidden(ids[:, :2], states=states)[0] for states in (full, brief)]
+    assert torch.equal(*after)
+
+
 def test_balance_is_one_per_token_when_even_and_counts_skip_padding():
     model, ids = make("moe").train(), tokens()
     for layer in model.expert_layers():

@@ -251,7 +251,7 @@ def test_what_is_written_is_plain_json_with_both_spellings():
         ({"num_nextn_predict_layers": 65}, "num_nextn_predict_layers: 65 is not allowed"),
         ({"architectures": ["NemotronHModel"]}, "architectures ['NemotronHModel'] are not read here"),
         ({"model_type": "nemotron_h_puzzle"}, "model_type 'nemotron_h_puzzle' is not read here"),
-        ({"quantization_config": {"quant_algo": "FP8"}}, "quantized weights are not read here yet"),
+        ({"quantization_config": "fp8"}, "quantization_config: 'fp8' is not allowed; it must be an object"),
         ({"bos_token_id": True}, "bos_token_id: True is not allowed"),
         ({"max_position_embeddings": "1M"}, "max_position_embeddings: '1M' is not allowed"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3 key-value heads"),
