@@ -58,12 +58,9 @@ def test_the_study_branches_switches_and_rounds_weights(
 ) -> None:
     monkeypatch.setitem(SCALES, "laptop", narrow_scale(texts))
     monkeypatch.setattr(nvfp4, "SWITCH", 0.5)
-    monkeypatch.setattr(
-        nvfp4, "recipes", lambda branch_at: {name: recipes(branch_at)[name] for name in (FULL, SWITCHED)}
-    )
     found = study(Options(), tmp_path, Quiet())
     courses = {each["name"]: each for each in found.data["courses"]}
-    assert courses.keys() == {"reference", "null 1", "null 2", FULL, SWITCHED}
+    assert courses.keys() == {"reference", "null 1", "null 2", *RECIPES}
     assert all(not each["ended"] and len(each["losses"]) == 2 for each in courses.values())
     assert courses[SWITCHED]["losses"][0] == courses[FULL]["losses"][0] != courses["reference"]["losses"][0]
     assert courses[SWITCHED]["losses"][1] != courses[FULL]["losses"][1]
