@@ -33,7 +33,7 @@ from benchmarks.speech_ops import ctc, gru, rnn
 
 RATE = 16_000
 GATE_STEPS = 2
-CTC = ((16, 150, 29), (16, 150, 6000), (4, 2000, 29))
+CTC = ((16, 150, 29), (16, 150, 6000), (4, 600, 29))
 RECURRENT = ((16, 150, 96), (16, 150, 256))
 STREAMS = (1, 8, 32)
 

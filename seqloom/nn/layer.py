@@ -18,7 +18,7 @@ from seqloom.nn.narrow_state import NarrowMambaState
 from seqloom.nn.norm import AxesNorm, RMSNorm
 from seqloom.nn.sigma_reparam import reparametrise
 from seqloom.nn.stability import PLAIN, Stability
-from seqloom.nn.state import KVState, MambaState
+from seqloom.nn.state import KVState, LayerState, MambaState
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.nn.step import MOST_ROWS, few_tokens
 
@@ -86,9 +86,10 @@ class Layer(nn.Module):
             y = y * self.layer_scale
         return x + y.to(x.dtype), routing
 
-    def remember(self, x: Float[Tensor, "B T D"], state: Memory) -> None:
+    def remember(self, x: Float[Tensor, "B T D"], state: LayerState) -> None:
         """Advance the state as `forward` does, for those who need nothing else of this layer."""
-        if isinstance(self.mixer, Attention) and x[..., 0].numel() > MOST_ROWS:  # fewer go the short way, as ever
+        few = x[..., 0].numel() <= MOST_ROWS  # they go the short way, as ever
+        if isinstance(self.mixer, Attention) and isinstance(state, KVState) and not few:
             self.mixer.remember(self.norm(x), state)
         else:
             self(x, None, state)

@@ -109,11 +109,11 @@ class HybridLM(nn.Module):
         remembers, and of an attention layer in that place only keys and values."""
         x = self.embed(tokens)
         last = max((index for index, state in enumerate(states) if state is not None), default=-1)
-        if last < 0:
-            return
-        for layer, state in zip(self.backbone.layers[:last], states[:last], strict=True):
-            x, _ = layer(x, None, state)
-        self.backbone.layers[last].remember(x, states[last])
+        for layer, state in zip(self.backbone.layers, states[: last + 1], strict=False):
+            if layer is not self.backbone.layers[last]:
+                x, _ = layer(x, None, state)
+            elif state is not None:
+                layer.remember(x, state)
 
     def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return F.embedding(tokens, self.backbone.embeddings.weight).to(dtype_of(self.format))
