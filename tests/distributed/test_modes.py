@@ -79,11 +79,10 @@ def test_a_training_is_that_of_one_process(mode: str, alone: Result, go: Go, tmp
     for one, other in zip(numbers, spread.log, strict=True):
         assert one.keys() == other.keys()
         for name in one.keys() & LEARNED:
-            # From the second step on Muon has lifted small singular values, and what rounding did to them.
-            assert other[name] == pytest.approx(one[name], rel=1e-6 if one["step"] == 1 else 1e-5), (name, one["step"])
+            assert other[name] == pytest.approx(one[name], rel=1e-6), (name, one["step"])
         for name in one.keys() & EXACT:
             assert other[name] == one[name], (name, one["step"])
-    assert worst(alone.weights, spread.weights) < 1e-4
+    assert worst(alone.weights, spread.weights) < 1e-4  # Muon lifts small singular values, and rounding with them
 
 
 @pytest.mark.full
