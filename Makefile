@@ -3,7 +3,8 @@
 # make quick   the tests without the slow tier
 # make lint    format, types, import contract
 # make bench   measure this machine beside its peers, an hour or two; see docs/benchmarks.md
-# make soak    hundreds of kills and damages instead of dozens, kernels with other vector widths (about ten minutes)
+# make soak    hundreds of kills and damages instead of dozens, kernels with other vector widths, every
+#                number format stopped and resumed (about fifteen minutes)
 # make clean   remove the environment and caches; runs/ stays
 #
 # Another interpreter: make demo PYTHON=python3.12
@@ -33,7 +34,7 @@ bench: $(VENV)/dev.stamp
 	done
 
 soak: $(VENV)/dev.stamp
-	SEQLOOM_SOAK=1 $(VENV)/bin/python -m pytest -n $(JOBS) tests/soak
+	SEQLOOM_SOAK=1 $(VENV)/bin/python -m pytest -n $(JOBS) tests/soak tests/train/test_precision_recipes.py tests/studies/test_nvfp4.py
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
