@@ -34,6 +34,7 @@ class Order:
         fault: what befalls a rank: "data" or "bug" is raised, "kill" and "term" are signals, "nan" is its loss,
             once.
         fault_rank, fault_step: whom, and before which step, counted from 0.
+        slow_disk: a save takes longer than a rank is given to end after another one has.
     """
 
     run: str
@@ -46,6 +47,7 @@ class Order:
     fault: str | None = None
     fault_rank: int = 0
     fault_step: int = 0
+    slow_disk: bool = False
 
 
 class Ended(NamedTuple):

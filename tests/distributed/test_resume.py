@@ -55,6 +55,10 @@ def test_stopped_and_resumed_on_as_many_it_is_the_same_run(go: Go, tmp_path: Pat
     assert everything(broken) == everything(whole)
 
 
+def test_ranks_that_are_told_to_stop_wait_for_the_one_that_saves(go: Go, tmp_path: Path) -> None:
+    stop(go, tmp_path / "run", 2, 1, slow_disk=True)
+
+
 @pytest.mark.full
 def test_one_two_four_one(go: Go, run: Run, tmp_path: Path) -> None:
     """Each time cut in another way, with AdamW for all, and moved to another folder."""

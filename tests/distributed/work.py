@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from distributed.group import Order
 
 import tiny_models
+from seqloom.core import distributed
+from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.checkpoint.tensors import save_tensors
 from seqloom.core.config import check, parse, read_yaml
 from seqloom.core.distributed import announce
@@ -36,6 +39,8 @@ def work(order: Order) -> None:
             _keep_gradients(Path(order.gradients))
         if order.fault and int(os.environ["RANK"]) == order.fault_rank:
             _disturb(order)
+        if order.slow_disk:
+            _slow_down()
         loop.train(run, order.folder)
         code = 0
     except SeqloomError as error:
@@ -90,6 +95,16 @@ def _disturb(order: Order) -> None:
         return step(run, task, state, *rest, **named)
 
     loop._step = faulty
+
+
+def _slow_down() -> None:
+    save, distributed.GRACE_SECONDS = RunFolder.save, 2.0
+
+    def slowly(self: RunFolder, *rest: Any) -> None:
+        time.sleep(3.0)
+        save(self, *rest)
+
+    RunFolder.save = slowly  # type: ignore[method-assign]
 
 
 def _poisoned(step: Any, run: Run, task: Any, state: TrainState, *rest: Any, **named: Any) -> Any:

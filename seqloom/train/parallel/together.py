@@ -53,8 +53,10 @@ class CommonFolder(RunFolder):
             yield
 
     def save(self, step: int, write: Callable[[Path], object], keep: int) -> None:
-        if here().main:
-            super().save(step, write, keep)
+        """As alone; no rank goes on before the step is saved, since one that then ended would end the writer too."""
+        with here().main_first():
+            if here().main:
+                super().save(step, write, keep)
 
     def open_latest(self, report: Callable[[str], None] = lambda text: None) -> tuple[int, Path] | None:
         return here().told(super().open_latest(report) if here().main else None)
