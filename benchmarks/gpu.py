@@ -16,12 +16,10 @@ both are measured in the same run. FLOP/s of a step count what `models.training_
 """
 
 import gc
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +28,11 @@ from benchmarks import gpu_gates, gpu_precision, op_cases
 from benchmarks.case import Case, Line, NotHere
 from benchmarks.ceiling import least_seconds
 from benchmarks.models import build, parameters, training_flops
-from benchmarks.ops import FP32_ALWAYS, agree, run
+from benchmarks.ops import FP32_ALWAYS, agree, in_torch, run
 from benchmarks.pairing import OURS, Side, in_turns, plain, short
 from benchmarks.peers import agree_on_losses
-from seqloom.ops.kernels import VARIABLE, table
+from benchmarks.train import targets_of
+from seqloom.ops.kernels import table
 from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, MambaConfig, MlpConfig, MoeConfig
 
 DEVICE = "cuda"
@@ -286,7 +285,7 @@ def training_step(config: HybridConfig, tokens: Tensor) -> Callable[[], float]:
     with torch.device(DEVICE):
         model = build(config, "bf16").train()
     optimizers = build_optimizers(model, OptimizerConfig(lr=1e-4, weight_decay=0.1))
-    targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], NO_TARGET)], dim=1)
+    targets = targets_of(tokens)
 
     def taken() -> float:
         hidden, _ = model.hidden(tokens)
@@ -297,16 +296,3 @@ def training_step(config: HybridConfig, tokens: Tensor) -> Callable[[], float]:
         return float(loss.detach())
 
     return taken
-
-
-def in_torch(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same with our own kernels switched off."""
-
-    def portable(*inputs: Any) -> Any:
-        os.environ[VARIABLE] = "torch"
-        try:
-            return function(*inputs)
-        finally:
-            del os.environ[VARIABLE]
-
-    return portable

@@ -158,17 +158,13 @@ def train(options: Namespace, scale: str = "gpu", **sizes: Any) -> Line:
     from seqloom.studies import fp8, mor, nvfp4
     from seqloom.studies.branching import train_branches
     from seqloom.studies.precision_scales import PrecisionOptions, plan
-    from seqloom.train.observer import Observer
-
-    class Quiet(Observer):
-        def on_message(self, text: str) -> None:
-            pass
+    from seqloom.train.parallel.together import Silence
 
     recipes = {name: fp8.RECIPES[name] for name in (fp8.TENSOR, fp8.E4M3)}
     recipes |= {nvfp4.FULL: nvfp4.recipes(0.7)[nvfp4.FULL], mor.TENSOR: mor.RECIPES[mor.TENSOR]}
     planned = plan(PrecisionOptions(scale=scale, **sizes), recipes)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as room:
-        found = train_branches(planned, Path(room), Quiet())
+        found = train_branches(planned, Path(room), Silence())
     gaps = {name: found.late_gap(name) for name in found.names}
     slower = {name: found.slowdown(name, 0) for name in planned.branches}
     return {

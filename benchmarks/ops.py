@@ -9,7 +9,8 @@ the rate of large ones, and of reading every input and output once in each pass 
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -121,16 +122,23 @@ def in_torch(run: Callable[..., T]) -> Callable[..., T]:
     """The same with every faster back end switched off."""
 
     def portable(*inputs: Any) -> T:
-        before = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = "torch"
-        try:
+        with kernels("torch"):
             return run(*inputs)
-        finally:
-            os.environ.pop(VARIABLE)
-            if before is not None:
-                os.environ[VARIABLE] = before
 
     return portable
+
+
+@contextmanager
+def kernels(choice: str) -> Iterator[None]:
+    """With this override of `ops.kernels`, after those that there are."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = choice if before is None else f"{before},{choice}"
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def _waiting(each: Callable[[], object], inputs: tuple[Tensor, ...]) -> Callable[[object], None]:

@@ -10,10 +10,8 @@ rounding within 0.1 %, as sums are free in their order. The ceiling of a roundin
 output once; that of a step is its products in BF16, so that what emulation costs shows in it.
 """
 
-import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -22,12 +20,13 @@ from torch import Tensor
 from benchmarks.case import Case, Disagreement, Line
 from benchmarks.ceiling import arithmetic_rate, copy_rate
 from benchmarks.models import SIZES, TOY, build, parameters, training_flops
+from benchmarks.ops import kernels
 from benchmarks.pairing import OURS, in_turns, plain, short
-from benchmarks.train import batch
+from benchmarks.train import batch, targets_of
 from seqloom.numerics.hadamard import DEFAULT_SIGNS
 from seqloom.numerics.precision import PrecisionConfig, apply_precision
 from seqloom.numerics.scheme import SCHEMES
-from seqloom.ops.kernels import VARIABLE, table
+from seqloom.ops.kernels import table
 from seqloom.ops.quantize import Rounded, rounded
 from seqloom.systems.hybrid_lm.config import HybridConfig
 
@@ -185,25 +184,6 @@ def loss_of(config: HybridConfig, recipe: str, tokens: Tensor) -> float:
 
 def precision(recipe: str) -> PrecisionConfig:
     return PrecisionConfig(activations=BF16, recipe=recipe)  # type: ignore[arg-type]
-
-
-def targets_of(tokens: Tensor) -> Tensor:
-    from seqloom.data.rows import NO_TARGET
-
-    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], NO_TARGET)], dim=1)
-
-
-@contextmanager
-def kernels(choice: str) -> Iterator[None]:
-    """With this override of `ops.kernels`."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = choice if before is None else f"{before},{choice}"
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE)
-        if before is not None:
-            os.environ[VARIABLE] = before
 
 
 def in_reference(run: Callable[[], Rounded]) -> Callable[[], Rounded]:

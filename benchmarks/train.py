@@ -79,6 +79,13 @@ def batch(size: str, rows: int, length: int) -> Tensor:
     return torch.randint(SIZES[size].vocab_size, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
+def targets_of(tokens: Tensor) -> Tensor:
+    """The next token of each, none after the last."""
+    from seqloom.data.rows import NO_TARGET
+
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], NO_TARGET)], dim=1)
+
+
 def our_step(folder: Path, format: str, tokens: Tensor) -> Step:
     """A step as the training loop takes it."""
     from seqloom import load
@@ -92,7 +99,7 @@ def our_step(folder: Path, format: str, tokens: Tensor) -> Step:
     apply_precision(model, PrecisionConfig(activations=format))  # type: ignore[arg-type]
     settings = OptimizerConfig(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
     optimizers = build_optimizers(model, settings)
-    targets = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], NO_TARGET)], dim=1)
+    targets = targets_of(tokens)
 
     def step() -> float:
         hidden, _ = model.hidden(tokens)

@@ -8,7 +8,6 @@ import tyro
 
 from seqloom.cli.arguments import JsonFlag, parse, print_json
 from seqloom.core import rooms
-from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.errors import ConfigError
 
 
@@ -44,12 +43,7 @@ def convert(
 
     from seqloom.cli.display import Display
 
-    found = RunFolder(source).open_latest()
-    folder = found[1] if found else source
-    if rooms.is_adapter(folder):
-        raise ConfigError(
-            f"{source}: holds adapters; fold them into their model first: seqloom merge {source} --out ..."
-        )
+    folder, verified = rooms.model_folder(source)
     system = rooms.owner(folder)
     with Display(Console(stderr=True)) as display:
         converted = rooms.part(system, "convert").convert(
@@ -58,7 +52,7 @@ def convert(
             dtype=dtype,
             experts=experts,
             shard_bytes=int(shard_gib * 2**30),
-            verified=found is not None,
+            verified=verified,
             progress=display.on_prepare,
         )
         compared = rooms.part(system, "verify").verify(folder, into, display.on_prepare) if verify else None

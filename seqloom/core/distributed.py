@@ -69,6 +69,14 @@ class Axis:
             distributed.all_reduce(tensor, group=self.mesh.get_group())
         return tensor
 
+    def most_(self, tensor: "Tensor") -> "Tensor":
+        """The largest over the ranks, element by element, in place."""
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.all_reduce(tensor, distributed.ReduceOp.MAX, group=self.mesh.get_group())
+        return tensor
+
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums of some numbers over the ranks, in FP64."""
         if self.count == 1:

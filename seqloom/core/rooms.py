@@ -123,6 +123,22 @@ def load(folder: str | Path) -> Any:
     return part(owner(folder), "folder").read_model(folder, verified=found is not None).eval()
 
 
+def model_folder(source: Path) -> tuple[Path, bool]:
+    """The folder of a model of its own, of a run that of its newest whole step, and whether its digests were compared.
+
+    Raises:
+        ConfigError: it holds adapters, which are no model yet.
+        CheckpointError: there are checkpoints and none is whole.
+    """
+    found = RunFolder(source).open_latest()
+    folder = found[1] if found else source
+    if is_adapter(folder):
+        raise ConfigError(
+            f"{source}: holds adapters; fold them into their model first: seqloom merge {source} --out ..."
+        )
+    return folder, found is not None
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds adapters and no model of its own."""
     return (folder / ADAPTER).exists() and not any(folder.glob("model*.safetensors*"))

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from seqloom.core.distributed import Axis
 from seqloom.core.seeds import derive
+from seqloom.numerics.recipes import OPERANDS
 
 T = TypeVar("T")
 
-OPERANDS = {"forward": ("x", "w"), "input_gradient": ("dy", "w"), "weight_gradient": ("dy", "x")}
-"""Of each product, in the order in which `Products` has them; a role is "forward.x"."""
 Switch = Literal["both", "forward"]
 
 
@@ -152,15 +151,6 @@ class Place:
         if report.turn != self.clock.turn:
             report.turn, report.events, report.not_finite = self.clock.turn, {}, {}
         return report
-
-
-def most(values: Tensor, axis: Axis) -> Tensor:
-    """The largest over the ranks of an axis, element by element, in place."""
-    if axis.count > 1:
-        from torch import distributed
-
-        distributed.all_reduce(values, distributed.ReduceOp.MAX, group=axis.mesh.get_group())
-    return values
 
 
 def places(model: nn.Module) -> dict[str, tuple[nn.Module, Place]]:

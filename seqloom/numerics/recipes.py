@@ -102,6 +102,10 @@ class Operand:
 PLAIN = Operand()
 
 
+OPERANDS = {"forward": ("x", "w"), "input_gradient": ("dy", "w"), "weight_gradient": ("dy", "x")}
+"""Of each product, in the order in which `Products` has them; a role is "forward.x"."""
+
+
 @dataclass(frozen=True)
 class Products:
     """The operands of the three products, each pair in the order (x, W), (dy, W), (dy, x)."""

@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from seqloom.core.distributed import Axis
+from seqloom.numerics.block_scales import amax_of
 from seqloom.numerics.elements import ELEMENTS
 from seqloom.numerics.hadamard import DEFAULT_SIGNS, hadamard
-from seqloom.numerics.place import Place, most
+from seqloom.numerics.place import Place
 from seqloom.numerics.recipes import Choice, Operand
 from seqloom.ops.quantize import Rounded, relative_errors, rounded
 from seqloom.ops.scaled_mm import codes, real
@@ -79,7 +80,7 @@ def _amax(x: Float[Tensor, "R C"], ranks: tuple[Axis | None, Axis | None]) -> Fl
     axis = ranks[0] or ranks[1]
     if axis is None:
         return None
-    return most(x.abs().amax().float(), axis)
+    return axis.most_(amax_of(x))
 
 
 def _chosen(x: Tensor, choice: Choice, axis: Literal[0, 1], ranks: tuple[Axis | None, Axis | None]) -> Represented:
@@ -142,9 +143,9 @@ def _error(
 def _range(x: Tensor, element: str, part: Part, ranks: Axis) -> Float32[Tensor, "parts_down parts_across"]:
     """Largest over smallest magnitude of every part, as a share of the normal range of an element; 0 without any."""
     magnitude, format = x.float().abs(), ELEMENTS[element]
-    largest = most(_tiles(magnitude, part).amax((1, 3)), ranks)
+    largest = ranks.most_(_tiles(magnitude, part).amax((1, 3)))
     inverse = torch.where(magnitude > 0, 1 / magnitude, 0)
-    smallest = most(_tiles(inverse, part).amax((1, 3)), ranks)
+    smallest = ranks.most_(_tiles(inverse, part).amax((1, 3)))
     return largest * smallest / (format.largest / 2.0 ** (1 - format.bias))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from seqloom.core.errors import NumericsError
 from seqloom.nn.attention import Attention
 from seqloom.ops.linear import linear
-from seqloom.quantize.sites import Site, through
+from seqloom.quantize.sites import Site, grouped, through
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,10 @@ def calibrate(model: nn.Module, chosen: Sequence[Site], run: Callable[[], object
     names = {site.name for site in chosen}
     with through(model, names, product), cached_through(model, see(found.keys), see(found.values)):
         run()
-    for group in fused_groups(chosen):
+    for group in grouped(site for site in chosen if site.fused):
         seen = [found.inputs[site.name] for site in group if site.name in found.inputs]
         found.inputs.update({site.name: torch.stack(seen).amax() for site in group if seen})
     return found
-
-
-def fused_groups(chosen: Sequence[Site]) -> list[list[Site]]:
-    """The sites that share scales, group by group."""
-    groups: dict[str, list[Site]] = {}
-    for site in chosen:
-        if site.fused:
-            groups.setdefault(site.group, []).append(site)
-    return list(groups.values())
 
 
 @contextmanager

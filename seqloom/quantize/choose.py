@@ -17,7 +17,7 @@ from seqloom.ops.linear import linear
 from seqloom.quantize.budget import Option, cheapest
 from seqloom.quantize.calibrate import Calibration
 from seqloom.quantize.config import REPRESENTATIONS, QuantFormat, bits_of
-from seqloom.quantize.sites import Site, through
+from seqloom.quantize.sites import Site, grouped, through
 from seqloom.quantize.weights import Weights, fits, product
 
 _MOST = 1e10
@@ -114,12 +114,9 @@ def choose(
 
 def _choices(chosen: Sequence[Site], candidates: Sequence[QuantFormat]) -> list[tuple[list[Site], list[QuantFormat]]]:
     """Sites that share a format, and the formats that fit all of them."""
-    groups: dict[str, list[Site]] = {}
-    for site in chosen:
-        groups.setdefault(site.group, []).append(site)
     return [
         (group, [format for format in candidates if all(fits(site, format) for site in group)])
-        for group in groups.values()
+        for group in grouped(chosen)
     ]
 
 

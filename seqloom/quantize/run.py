@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from seqloom.core import rooms
-from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.errors import ConfigError
 from seqloom.core.progress import Progress
 from seqloom.data.config import SourceConfig
@@ -31,16 +30,11 @@ def quantize(
         NumericsError: weights or activations are not finite.
     """
     source = Path(source)
-    found = RunFolder(source).open_latest()
-    folder = found[1] if found else source
-    if rooms.is_adapter(folder):
-        raise ConfigError(
-            f"{source}: holds adapters; fold them into their model first: seqloom merge {source} --out ..."
-        )
+    folder, verified = rooms.model_folder(source)
     system = rooms.owner(folder)
     if system != rooms.MAIN_SYSTEM:
         raise ConfigError(f"{source}: is a model of {system}; quantized are those of {rooms.MAIN_SYSTEM} only")
     report: Report = rooms.part(system, "quantize").quantize(
-        folder, Path(into), config or QuantizeConfig(), sources, progress, verified=found is not None
+        folder, Path(into), config or QuantizeConfig(), sources, progress, verified=verified
     )
     return report

@@ -4,7 +4,7 @@ A site is one linear layer, or the up or down product of all routed experts of a
 those of q, k and v, which readers fuse into one matrix, share the scale of the weights too.
 """
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,8 @@ from seqloom.ops.squared_relu import squared_relu
 Product = Callable[[str, Tensor, Tensor, int], Tensor]
 """(site, x [* I], weight [O I], number of the matrix within the site) -> y [* O] in the dtype of x."""
 
-_FUSED = ("q_proj", "k_proj", "v_proj")
+FUSED = ("q_proj", "k_proj", "v_proj")
+"""Layers that readers take for one matrix."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,19 @@ def sites(model: nn.Module) -> list[Site]:
     for name, module in model.named_modules():
         parent, _, leaf = name.rpartition(".")
         if isinstance(module, Linear):
-            fused = leaf in _FUSED
+            fused = leaf in FUSED
             found.append(Site(name, module.weight.detach()[None], f"{parent}.qkv" if fused else name, fused))
         elif isinstance(module, Experts):
             found += [Site(f"{name}.{each}", getattr(module, each).detach(), name) for each in module.hidden_matrices]
     return found
+
+
+def grouped(chosen: Iterable[Site]) -> list[list[Site]]:
+    """The sites of each group, in the model's order."""
+    groups: dict[str, list[Site]] = {}
+    for site in chosen:
+        groups.setdefault(site.group, []).append(site)
+    return list(groups.values())
 
 
 @contextmanager

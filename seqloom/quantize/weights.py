@@ -19,7 +19,7 @@ from seqloom.ops.linear import linear
 from seqloom.ops.quantize import rounded
 from seqloom.quantize.calibrate import Calibration, cached_through
 from seqloom.quantize.config import REPRESENTATIONS, QuantFormat, WeightScales
-from seqloom.quantize.sites import Product, Site, through
+from seqloom.quantize.sites import Product, Site, grouped, through
 
 Weights = dict[str, list[Quantized]]
 """Site -> its matrices."""
@@ -54,11 +54,10 @@ def quantize_weights(
     Raises:
         NumericsError: a weight is not finite.
     """
-    common: dict[str, Tensor] = {}
-    for site in chosen:
-        if site.fused:
-            amax = site.matrices.abs().amax().float()
-            common[site.group] = torch.maximum(common[site.group], amax) if site.group in common else amax
+    common = {
+        group[0].group: torch.stack([site.matrices.abs().amax().float() for site in group]).amax()
+        for group in grouped(site for site in chosen if site.fused)
+    }
     weights: Weights = {}
     for done, site in enumerate(chosen):
         progress(done / len(chosen))

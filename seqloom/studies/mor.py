@@ -22,10 +22,11 @@ from seqloom.studies import precision_tables
 from seqloom.studies.branching import train_branches, trunk_of
 from seqloom.studies.courses import Branched, Plan
 from seqloom.studies.measured import measured
+from seqloom.studies.paired import shown
 from seqloom.studies.precision_looks import Looks, Opened, look_at_branch_point
 from seqloom.studies.precision_scales import PrecisionOptions, plan
 from seqloom.studies.precision_shares import Use, by_layer, shares, uses
-from seqloom.studies.precision_tables import MISSING, beside_null, gap_chart, gap_table, shown
+from seqloom.studies.precision_tables import MISSING, beside_null, gap_chart, gap_table
 from seqloom.studies.study import Claim, Findings, Table
 from seqloom.train.observer import Observer
 

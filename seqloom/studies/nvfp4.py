@@ -16,9 +16,10 @@ from seqloom.numerics.recipes import Nvfp4Options
 from seqloom.studies import precision_tables
 from seqloom.studies.branching import train_branches
 from seqloom.studies.courses import Branched
+from seqloom.studies.paired import shown
 from seqloom.studies.precision_looks import Looks, look_at_branch_point
 from seqloom.studies.precision_scales import PrecisionOptions, plan
-from seqloom.studies.precision_tables import MISSING, beside_null, gap_chart, gap_table, shown
+from seqloom.studies.precision_tables import MISSING, gap_chart, gap_table, within
 from seqloom.studies.precision_weights import (
     AtRest,
     after_training,
@@ -129,14 +130,12 @@ def _ablations(found: Branched, looks: Looks) -> Table:
 
 
 def _close(found: Branched) -> Claim:
-    gap = found.late_gap(FULL)
-    return Claim(
-        name="C3 gap",
-        says="The loss in NVFP4 is within 1.5 % of the reference.",
-        paper="below 1 % while the rate is constant, about 1.5 % at the end (12 B, to FP8)",
-        here=MISSING if gap is None else f"{shown(gap)} ({beside_null(found, gap)})",
-        holds=None if gap is None else -0.015 < gap.mean < 0.015,
-    )
+    claim = {
+        "name": "C3 gap",
+        "says": "The loss in NVFP4 is within 1.5 % of the reference.",
+        "paper": "below 1 % while the rate is constant, about 1.5 % at the end (12 B, to FP8)",
+    }
+    return within(found, claim, FULL, 0.015)
 
 
 def _behind_fp8(found: Branched) -> Claim:

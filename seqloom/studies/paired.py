@@ -94,6 +94,13 @@ class Difference:
         return f"{self.mean:+.2%} ({spread})"
 
 
+def shown(gap: Difference | None) -> str:
+    """A gap of thousandths, in a table."""
+    if gap is None:
+        return "-"
+    return f"{gap.mean:+.3%}" + ("" if gap.half is None else f" ± {gap.half:.3%}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One training."""

@@ -13,12 +13,9 @@ product, operand) says how often each representation was chosen; from that:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from seqloom.numerics.recipes import OPERANDS
+
 BF16 = "bf16"
-PRODUCTS: Mapping[str, tuple[str, str]] = {
-    "forward": ("x", "w"),
-    "input_gradient": ("dy", "w"),
-    "weight_gradient": ("dy", "x"),
-}
 OUTSIDE = 3
 """Tensors of the output head: x, W and dy."""
 
@@ -60,7 +57,7 @@ def uses(
     for layer in dict.fromkeys(layer for layer, _, _ in counted):
         outputs, inputs = shapes[layer]
         elements = {"x": tokens * inputs, "w": outputs * inputs, "dy": tokens * outputs}
-        for product, operands in PRODUCTS.items():
+        for product, operands in OPERANDS.items():
             for operand in operands:
                 counts = counted.get((layer, product, operand)) or _elsewhere(counted, layer, operand)
                 if counts:
@@ -78,7 +75,7 @@ def shares(found: Sequence[Use]) -> dict[str, float]:
         **{f"uses of {name}": _events(use for use in found if use.operand == name) for name in ("x", "w", "dy")},
         **{
             f"uses in {name.replace('_', ' ')}": _events(use for use in found if use.product == name)
-            for name in PRODUCTS
+            for name in OPERANDS
         },
         "tensors": _mean(low),
         "elements": sum(use.share * use.elements for use in found) / max(1, sum(use.elements for use in found)),

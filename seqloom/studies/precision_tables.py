@@ -6,7 +6,7 @@ from typing import Any
 
 from seqloom.core.charts import Line, LineChart, smooth
 from seqloom.studies.courses import NULLS, REFERENCE, Branched
-from seqloom.studies.paired import Difference
+from seqloom.studies.paired import Difference, shown
 from seqloom.studies.precision_looks import Looks
 from seqloom.studies.study import Claim, Table
 
@@ -69,12 +69,6 @@ def gap_chart(found: Branched) -> LineChart:
     return LineChart(
         title="Relative gap of the training loss", x="step", y="% of BF16 (below zero is worse)", lines=lines
     )
-
-
-def shown(gap: Difference | None) -> str:
-    if gap is None:
-        return "-"
-    return f"{gap.mean:+.3%}" + ("" if gap.half is None else f" ± {gap.half:.3%}")
 
 
 def within(found: Branched, claim: Mapping[str, str], name: str, limit: float) -> Claim:

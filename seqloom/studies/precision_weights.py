@@ -21,9 +21,8 @@ from seqloom.numerics.scheme import SCHEMES
 from seqloom.studies.branching import trunk_of
 from seqloom.studies.courses import Plan
 from seqloom.studies.measured import measured
-from seqloom.studies.paired import Difference, difference
+from seqloom.studies.paired import Difference, difference, shown
 from seqloom.studies.precision_looks import Opened, block_linears
-from seqloom.studies.precision_tables import shown
 from seqloom.studies.study import Claim, Table
 from seqloom.train.observer import Observer
 

@@ -4,7 +4,7 @@ from statistics import mean
 from typing import Any
 
 from seqloom.nn.state_formats import SsmFormat
-from seqloom.studies.paired import Difference, difference
+from seqloom.studies.paired import Difference, difference, shown
 from seqloom.studies.state_rounding import SITUATIONS
 from seqloom.studies.study import Claim, Table
 
@@ -39,17 +39,13 @@ def _of(found: dict[str, Any], name: str) -> list[Any]:
     return [case for each, case in found.items() if each.split(" ")[0] == name or each == name]
 
 
-def _told(gap: Difference) -> str:
-    return f"{gap.mean:+.3%}" + ("" if gap.half is None else f" ± {gap.half:.3%}")
-
-
 def paper_table(decoded: dict[str, Any]) -> Table:
     rows = [
         (
             name,
             f"{accuracy:+.2f} %",
             f"{verbosity:+.2f} %",
-            _told(_gap(decoded, name)),
+            shown(_gap(decoded, name)),
             f"{1e3 * _drift(decoded, name):.3g}",
         )
         for name, (accuracy, verbosity) in PAPER.items()
@@ -116,7 +112,7 @@ def free(decoded: dict[str, Any]) -> Claim:
         name="fp16_sr",
         says="An FP16 state with stochastic rounding costs nothing.",
         paper="-0.32 % accuracy lost",
-        here=f"loss {_told(gap)}; counted as nothing up to {FREE:.1%}",
+        here=f"loss {shown(gap)}; counted as nothing up to {FREE:.1%}",
         holds=gap.mean + (gap.half or 0.0) < FREE,
     )
 
@@ -139,6 +135,6 @@ def keys_values(decoded: dict[str, Any]) -> Claim:
         name=KV,
         says="Keys and values in FP8 cost nothing.",
         paper="Super in FP8 with its KV cache: MMLU-Pro 83.63 against 83.73",
-        here=f"loss {_told(gap)}; counted as nothing up to {FREE:.1%}",
+        here=f"loss {shown(gap)}; counted as nothing up to {FREE:.1%}",
         holds=gap.mean < FREE,
     )

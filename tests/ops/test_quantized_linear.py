@@ -281,8 +281,6 @@ def test_events_are_those_of_one_step_and_not_counted_twice_by_recomputation():
 def test_what_is_cut_over_ranks_has_the_scale_of_the_whole(name: str, dim: int, monkeypatch: pytest.MonkeyPatch):
     """Two ranks, one after the other: at first each with its own largest magnitudes, which are noted, then with those
     of both. Shares of results that no rank sums are then those of one process, to the last bit."""
-    import seqloom.ops.represented as module
-
     torch.manual_seed(0)
     x, w, dy = torch.randn(32, 64).bfloat16(), torch.randn(64, 64), torch.randn(32, 64).bfloat16()
     x[:, 40], w[7, 9], dy[:, 3] = 9 * x[:, 40], 30.0, 7 * dy[:, 3]  # the ranks differ
@@ -293,13 +291,13 @@ def test_what_is_cut_over_ranks_has_the_scale_of_the_whole(name: str, dim: int, 
         for index, part in enumerate(torch.arange(64).chunk(2)):
             calls = iter(range(99))
 
-            def most(values: torch.Tensor, axis: Axis) -> torch.Tensor:
+            def most(axis: Axis, values: torch.Tensor) -> torch.Tensor:
                 number = next(calls)  # noqa: B023
                 if not asked:  # noqa: B023
                     noted[index].append(values.clone())  # noqa: B023
                 return torch.maximum(noted[0][number], noted[1][number]) if asked else values  # noqa: B023
 
-            monkeypatch.setattr(module, "most", most)
+            monkeypatch.setattr(Axis, "most_", most)
             place = Place("w", Clock())
             place.shared = Shared(Axis(index, 2), dim)
             given = (x, w[part], dy[:, part]) if dim == 0 else (x[:, part], w[:, part], dy)

@@ -29,12 +29,12 @@ from seqloom.numerics.packing import pack, unpack
 from seqloom.numerics.quantized import Quantized
 from seqloom.numerics.scheme import FP8_TENSOR, NVFP4_PTQ
 from seqloom.quantize.config import Layout, QuantFormat
+from seqloom.quantize.sites import FUSED
 from seqloom.systems.hybrid_lm.quantized_config import Declared
 
 _BLOCK = 16
 _COMPANIONS = re.compile(r"\.(weight_scale(?:_2)?|weight_global_scale|input_scale|input_global_scale)$")
 CACHE_SCALE = re.compile(r"\.(k_proj\.k_scale|v_proj\.v_scale)$")
-_FUSED = ("q_proj", "k_proj", "v_proj")
 _EXPERT = re.compile(r"^(.*\.experts)\.\d+\.(\w+)$")
 
 
@@ -152,7 +152,7 @@ def check_scales(packed: list[Packed], tensors: TensorFolder) -> None:
         each.check(tensors)
         parent, _, leaf = each.module.rpartition(".")
         expert = _EXPERT.match(each.module)
-        if leaf in _FUSED:
+        if leaf in FUSED:
             first = groups.setdefault(f"{parent}.qkv", each)
             names = [(first.multiplier, each.multiplier)] if each.format != "fp8" else []
             if first.input_scale is not None and each.input_scale is not None:
