@@ -9,10 +9,17 @@ values and gradients. Two faster back ends match them too where they serve:
 The first in an op's list that serves runs. `SEQLOOM_KERNELS` picks by hand: "ssd=reference,experts=torch" for single
 ops, "torch" for all of them (so it also turns the native kernels off), later parts overruling earlier ones.
 `seqloom show` prints what runs.
+
+Inside `invariant()` ops compute every token by the same operations in the same order, whatever stands beside it: in
+pieces of any size, among any neighbours, guessed or not, an answer is then the same to the last bit. It is for
+inference; without it ops are free to take the form that is fastest for their shape.
 """
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,6 +51,24 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
 DEVICES = {"native": "cpu", "triton": "cuda"}
 FAST_DTYPES = frozenset((torch.float32, torch.bfloat16))
 _READABLE = FAST_DTYPES | {torch.int64, torch.int32, torch.bool}
+
+
+_invariant: ContextVar[bool] = ContextVar("invariant", default=False)
+
+
+@contextmanager
+def invariant(wanted: bool = True) -> Iterator[None]:
+    """Have ops compute a token by the same operations whatever stands beside it."""
+    before = _invariant.set(wanted)
+    try:
+        yield
+    finally:
+        _invariant.reset(before)
+
+
+def is_invariant() -> bool:
+    """Whether that is asked for here."""
+    return _invariant.get()
 
 
 def chosen(op: str, device: torch.device, dtype: torch.dtype, *tensors: Tensor | None) -> str:
