@@ -4,7 +4,8 @@
 # make lint    format, types, import contract
 # make bench   measure this machine beside its peers, an hour or two; see docs/benchmarks.md
 # make soak    hundreds of kills and damages instead of dozens, kernels with other vector widths, every
-#                number format stopped and resumed (about fifteen minutes)
+#                number format stopped and resumed; 10,000 prompts through an engine in every way, a million
+#                hostile requests (hours)
 # make clean   remove the environment and caches; runs/ stays
 #
 # Another interpreter: make demo PYTHON=python3.12
@@ -12,7 +13,7 @@
 PYTHON ?= python3
 VENV := .venv
 JOBS ?= 2
-AREAS ?= limits ops train memory decode prefill speech agent precision
+AREAS ?= limits ops train memory decode prefill serve speech agent precision
 MACHINE ?= here
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
 
@@ -34,7 +35,8 @@ bench: $(VENV)/dev.stamp
 	done
 
 soak: $(VENV)/dev.stamp
-	SEQLOOM_SOAK=1 $(VENV)/bin/python -m pytest -n $(JOBS) tests/soak tests/train/test_precision_recipes.py tests/studies/test_nvfp4.py
+	SEQLOOM_SOAK=1 $(VENV)/bin/python -m pytest -n $(JOBS) tests/soak tests/train/test_precision_recipes.py \
+		tests/studies/test_nvfp4.py tests/serve
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

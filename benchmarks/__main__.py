@@ -25,6 +25,7 @@ AREAS = {
     "memory": "peak memory of training steps beside transformers",
     "decode": "cached generation beside transformers, and how it grows with context",
     "prefill": "reading prompts beside transformers",
+    "serve": "the engine beside llama.cpp and transformers, contexts, and what HTTP costs",
     "finetune": "fine-tuning with adapters beside transformers and PEFT",
     "speech": "features, CTC, recurrence, search, training and streams of a recogniser beside torch's",
     "agent": "environments, V-trace, acting and learning of an agent",

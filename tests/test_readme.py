@@ -5,9 +5,13 @@ Only their size is changed, in one place: the recipe `tiny` is replaced by a nar
 """
 
 import io
+import json
 import re
 import shlex
+import signal
 import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -46,13 +50,21 @@ def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, *arguments = shlex.split(line)
+    program, *arguments = shlex.split(line, comments=True)
     if program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     elif program == "source":
         assert arguments == [
             f"{re.search('^VENV := (.*)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)[1]}/bin/activate"
         ]
+    elif arguments[0] == "serve":
+        command = [sys.executable, "-m", "seqloom", *arguments, "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            address = re.search(r"http://\S+", server.stdout.readline())[0]
+            with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
+                assert json.load(answer)["status"] == "ok"
+            server.send_signal(signal.SIGTERM)
+        assert server.returncode == 0
     else:
         assert program == "seqloom"
         monkeypatch.setattr("sys.stdin", io.StringIO("def total(\n/quit\n"))

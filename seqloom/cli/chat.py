@@ -1,31 +1,38 @@
 """`seqloom chat`: a conversation in the terminal.
 
-A model folder with a chat template gets its turns through that template; the thoughts of an answer go back to it as
-thoughts. A base model has none; the conversation is then one growing text, each line of the user is appended to it and
-the model goes on from there.
+A model folder with a chat template gets its turns through that template; the thoughts of an answer are shown dimmed and
+go back to it as thoughts. A base model has none; the conversation is then one growing text, each line of the user is
+appended to it and the model goes on from there. What the server would answer is answered here, by the same engine.
 """
 
 import contextlib
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from seqloom.cli.arguments import parse
+from seqloom.cli.batch import DraftTokens
+from seqloom.cli.dialogue import Asked, ask_messages
 from seqloom.cli.stream import put
 from seqloom.core.errors import ConfigError
 from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.config import Sampling
 
 if TYPE_CHECKING:
-    from seqloom.data.chat_template import ChatTemplate
     from seqloom.data.tokenizer import TextTokenizer
-    from seqloom.serve.engine import Prompt
+    from seqloom.serve.engine import Engine
+    from seqloom.serve.request import Request
 
 _THINK, _ANSWER = "<think>", "</think>"
+_DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
 
 
 def main(arguments: list[str]) -> None:
@@ -36,19 +43,20 @@ def chat(
     run: tyro.conf.Positional[Path],
     *,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
-    draft_tokens: int = 0,
+    draft_tokens: DraftTokens = 0,
     kv_cache: KVFormat | None = None,
     ssm_state: SsmFormat | None = None,
     system: str | None = None,
     template_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
 ) -> None:
-    """Talk to a trained model. Ctrl-C stops an answer, /reset begins anew, /quit or Ctrl-D leaves.
+    """Talk to a trained model. Ctrl-C stops an answer, /reset begins anew, /speed tells how fast the last answer was,
+    /quit or Ctrl-D leaves. --thinking-tokens bounds the thinking of models that think; 0 leaves it away.
 
     Example: seqloom chat runs/demo --max-tokens 60 --temperature 0.7
 
     Args:
         run: a run folder or public model folder.
-        draft_tokens: tokens to guess ahead with the prediction block (faster, never different).
+        draft_tokens: tokens to guess ahead (faster, never different); auto finds out how many pay.
         kv_cache: what to store keys and values in; as the model has it, if not given.
         ssm_state: what to store Mamba states in; _sr rounds stochastically.
         system: what the model is told before the conversation.
@@ -62,15 +70,18 @@ def chat(
     options, tokenizer = _options(template_option), open_tokenizer(run)
     conversation = _begin(tokenizer, system, options)
     engine = Engine(run, kv_cache=kv_cache, ssm_state=ssm_state)
-    if isinstance(conversation, Turns):
-        engine.tokenizer = conversation.answers
-    print("/reset begins anew, /quit leaves, Ctrl-C stops an answer")
+    answer = Answer()
+    print("/reset begins anew, /speed tells how fast the last answer was, /quit leaves, Ctrl-C stops an answer")
     while (line := _read_line()) != "/quit":
         if line == "/reset":
             conversation = _begin(tokenizer, system, options)
-            continue
-        conversation.say(line)
-        conversation.answer(_show(engine.stream(conversation.prompt(), sampling, draft_tokens)))
+        elif line == "/speed":
+            print(answer.speed)
+        else:
+            conversation.say(line)
+            answer = Answer()
+            answer.show(engine, conversation.ask(sampling), draft_tokens)
+            conversation.answer(answer.text, answer.thoughts)
 
 
 def _read_line() -> str:
@@ -85,17 +96,86 @@ def _read_line() -> str:
             print("  (/quit leaves)")
 
 
-def _show(pieces: Iterable[str]) -> str:
-    """Show an answer as it comes; Ctrl-C ends it early and what was shown stays part of the conversation."""
-    text = ""
+class Answer:
+    """An answer shown as it comes; Ctrl-C ends it early and what was shown stays part of the conversation."""
+
+    def __init__(self) -> None:
+        self.text = self.thoughts = ""
+        self.speed = "nothing was answered yet"
+        self._thinking = False
+
+    def show(self, engine: "Engine", asked: Asked, draft_tokens: DraftTokens) -> None:
+        start, first = time.perf_counter(), None
+        self._thinking = asked.marks is not None and asked.marks.starts_thinking
+        if self._thinking:
+            _dim(True)
+        request = engine.submit(asked.prompt, asked.sampling, draft_tokens, asked.marks)
+        with _stoppable() as stopped:
+            while request.finish_reason is None and not stopped.is_set():
+                engine.step()
+                if first is None and request.fresh.token_ids:
+                    first = time.perf_counter()
+                self._take(request.fresh.pieces)
+            engine.cancel(request)
+        if self._thinking:
+            _dim(False)
+        if request.error is not None:
+            print(f" [ended: {request.error}]", end="")
+        elif stopped.is_set():
+            print(" [stopped]", end="")
+        print()
+        if first is not None:
+            self.speed = _speed(request, first - start, time.perf_counter() - first)
+
+    def _take(self, pieces: Iterable[tuple[str, str]]) -> None:
+        for channel, text in pieces:
+            thinking = channel == "reasoning"
+            if thinking != self._thinking:
+                # On a terminal thoughts are dimmed; in a file their tags show where they are.
+                put("" if sys.stdout.isatty() else _THINK if thinking else _ANSWER)
+                _dim(thinking)
+                self._thinking = thinking
+            put(text)
+            if thinking:
+                self.thoughts += text
+            else:
+                self.text += text
+
+
+def _dim(on: bool) -> None:
+    if sys.stdout.isatty():
+        print(_DIM if on else _PLAIN, end="", flush=True)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, so that no turn of the engine ends in its middle; a second Ctrl-C does end it."""
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, stop)
     try:
-        for piece in pieces:
-            text += piece
-            put(piece)
-    except KeyboardInterrupt:
-        print(" [stopped]", end="")
-    print()
-    return text
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _speed(request: "Request", wait: float, seconds: float) -> str:
+    usage = request.usage
+    parts = [f"{usage.completion_tokens:,} tokens", f"first after {wait:.2f} s"]
+    if usage.completion_tokens > 1:
+        parts.insert(0, f"{(usage.completion_tokens - 1) / max(seconds, 1e-9):,.1f} tokens/s")
+    if usage.reasoning_tokens:
+        parts.append(f"{usage.reasoning_tokens:,} of thinking")
+    if usage.drafted_tokens:
+        parts.append(f"{usage.accepted_tokens / usage.drafted_tokens:.0%} of {usage.drafted_tokens:,} guesses right")
+    if usage.cached_tokens:
+        parts.append(f"{usage.cached_tokens:,} of {usage.prompt_tokens:,} tokens of the prompt remembered")
+    return ", ".join(parts)
 
 
 class PlainText:
@@ -107,10 +187,10 @@ class PlainText:
     def say(self, line: str) -> None:
         self._text += line if not self._text or self._text.endswith("\n") else "\n" + line
 
-    def prompt(self) -> "Prompt":
-        return self._text
+    def ask(self, sampling: Sampling) -> Asked:
+        return Asked(self._text, sampling)
 
-    def answer(self, text: str) -> None:
+    def answer(self, text: str, thoughts: str = "") -> None:
         self._text += text
 
 
@@ -118,51 +198,22 @@ class Turns:
     """The conversation with a chat model: messages, rendered by the model's own template for every answer."""
 
     def __init__(
-        self,
-        tokenizer: "TextTokenizer",
-        template: "ChatTemplate",
-        system: str | None = None,
-        options: Mapping[str, Any] | None = None,
+        self, tokenizer: "TextTokenizer", system: str | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
-        self.answers = Answers(tokenizer)
-        self._tokenizer, self._template, self._options = tokenizer, template, options or {}
+        self._tokenizer, self._options = tokenizer, options or {}
         self._messages = [] if system is None else [{"role": "system", "content": system}]
-        self._thinking = False
         # A template or an option that cannot be used is better known now than after the model is loaded.
-        template.render([*self._messages, {"role": "user", "content": "?"}], options=self._options)
+        ask_messages(tokenizer, [*self._messages, {"role": "user", "content": "?"}], Sampling(), self._options)
 
     def say(self, line: str) -> None:
         self._messages.append({"role": "user", "content": line})
 
-    def prompt(self) -> "Prompt":
-        text = self._template.render(self._messages, add_generation_prompt=True, options=self._options)
-        self._thinking = text.rstrip().endswith(_THINK)
-        return self._tokenizer.encode(text, specials=True)
+    def ask(self, sampling: Sampling) -> Asked:
+        return ask_messages(self._tokenizer, self._messages, sampling, self._options)
 
-    def answer(self, text: str) -> None:
-        before, mark, after = text.partition(_ANSWER)
-        if mark or self._thinking:
-            thoughts = {"reasoning_content": before.strip().removeprefix(_THINK).strip("\n")}
-            self._messages.append({"role": "assistant", "content": after.strip("\n"), **thoughts})
-        else:
-            self._messages.append({"role": "assistant", "content": text})
-
-
-class Answers:
-    """A tokenizer as chats need it: an answer ends where a turn ends, and the marks of thoughts are shown."""
-
-    def __init__(self, tokenizer: "TextTokenizer") -> None:
-        self._tokenizer = tokenizer
-        self.bos, self.eos, self.size = tokenizer.bos, tokenizer.answer_end, tokenizer.size
-        marks = [tokenizer.encode(mark, specials=True) for mark in (_THINK, _ANSWER)]
-        self._shown = {ids[0] for ids in marks if len(ids) == 1}
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        counts = self._tokenizer.token_bytes
-        return self._tokenizer.decode([id for id in ids if counts[id] or id in self._shown], specials=True)
+    def answer(self, text: str, thoughts: str = "") -> None:
+        said = {"reasoning_content": thoughts.strip("\n")} if thoughts else {}
+        self._messages.append({"role": "assistant", "content": text.strip("\n") if thoughts else text, **said})
 
 
 def _options(texts: Iterable[str]) -> dict[str, Any]:
@@ -181,7 +232,7 @@ def _options(texts: Iterable[str]) -> dict[str, Any]:
 
 def _begin(tokenizer: "TextTokenizer", system: str | None, options: Mapping[str, Any]) -> PlainText | Turns:
     if tokenizer.template is not None:
-        return Turns(tokenizer, tokenizer.template, system, options)
+        return Turns(tokenizer, system, options)
     if system is not None or options:
         raise ConfigError("--system and --template-option need a chat template, and this model has none")
     return PlainText()

@@ -1,17 +1,23 @@
-"""`seqloom generate`: a trained model continues prompts; one is streamed, several run as a batch."""
+"""`seqloom generate`: a trained model continues prompts; one is streamed, several or a file of them run as a batch."""
 
+import contextlib
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from seqloom.cli import batch
 from seqloom.cli.arguments import JsonFlag, parse, print_json
 from seqloom.cli.stream import put
+from seqloom.core.errors import ConfigError, DataError
 from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.config import Sampling
+
+if TYPE_CHECKING:
+    from seqloom.serve.engine import Engine
 
 
 def main(arguments: list[str]) -> None:
@@ -20,10 +26,12 @@ def main(arguments: list[str]) -> None:
 
 def generate(
     run: tyro.conf.Positional[Path],
-    prompts: tyro.conf.Positional[tuple[str, ...]] = ("",),
+    prompts: tyro.conf.Positional[tuple[str, ...]] = (),
     *,
+    input: Path | None = None,
+    output: Path | None = None,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
-    draft_tokens: int = 0,
+    draft_tokens: batch.DraftTokens = 0,
     kv_cache: KVFormat | None = None,
     ssm_state: SsmFormat | None = None,
     as_json: JsonFlag = False,
@@ -31,19 +39,31 @@ def generate(
     """Continue prompts with a trained model.
 
     One prompt is streamed as plain text; several are generated together. The prompt itself is not repeated.
+    With --input every line of a file is answered into --output, each line as soon as it is finished; started again, the
+    same command goes on with the lines that are missing.
 
     Example: seqloom generate runs/demo "import os" --max-tokens 100 --temperature 0.7
 
     Args:
         run: a run folder or public model folder.
         prompts: texts to continue; - reads one from standard input; none begins an empty document.
-        draft_tokens: tokens to guess ahead with the prediction block (faster, never different).
+        input: JSON lines, each with prompt, messages or tokens, an id, and settings of its own (max_tokens, seed, ...).
+        output: JSON lines with id, text, finish_reason, token_ids, in the order in which they are finished.
+        draft_tokens: tokens to guess ahead (faster, never different); auto finds out how many pay.
         kv_cache: what to store keys and values in; as the model has it, if not given.
         ssm_state: what to store Mamba states in; _sr rounds stochastically.
     """
+    if (input is None) != (output is None) or (input is not None and prompts):
+        raise ConfigError("--input and --output go together, and without prompts on the command line")
     from seqloom.serve.engine import Engine
 
-    texts = [sys.stdin.read() if text == "-" else text for text in prompts]
+    if input is not None and output is not None:
+        ids = batch.read_ids(input)
+        finished = batch.read_finished(output, ids)
+        engine = Engine(run, kv_cache=kv_cache, ssm_state=ssm_state)
+        _answer_file(engine, input, output, len(ids), finished, sampling, draft_tokens, as_json)
+        return
+    texts = [sys.stdin.read() if text == "-" else text for text in prompts or ("",)]
     engine = Engine(run, kv_cache=kv_cache, ssm_state=ssm_state)
     if len(texts) == 1 and not as_json:
         for piece in engine.stream(texts[0], sampling, draft_tokens):
@@ -62,3 +82,43 @@ def generate(
     for text, completion in zip(texts, completions, strict=True):
         print(f"--- {text}")
         put(f"{completion.text}\n")
+
+
+def _answer_file(
+    engine: "Engine",
+    source: Path,
+    target: Path,
+    total: int,
+    finished: set[batch.Id],
+    sampling: Sampling,
+    draft_tokens: batch.DraftTokens,
+    as_json: bool,
+) -> None:
+    """
+    Raises:
+        DataError: some lines could not be answered; or the output cannot be written.
+    """
+    from rich.console import Console
+
+    from seqloom.cli.counter import Counter
+
+    start, tokens, errors = time.perf_counter(), 0, 0
+    lines = (line for line in batch.read_lines(source) if line.id not in finished)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(target.open("a", encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"{target}: cannot be written: {error.strerror}") from error
+        counter = stack.enter_context(Counter(Console(stderr=True), "answered", total, len(finished)))
+        for record in batch.answers(engine, lines, sampling, draft_tokens):
+            batch.write(file, record)
+            errors += "error" in record
+            tokens += len(record.get("token_ids", ()))
+            counter.advance(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
+    if as_json:
+        done = {"lines": total, "answered": total - errors, "errors": errors, "found_finished": len(finished)}
+        print_json({**done, "tokens": tokens, "seconds": round(time.perf_counter() - start, 3)})
+    if errors:
+        raise DataError(
+            f"{errors} of {total} lines could not be answered; {target} says why, the next try repeats them"
+        )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from seqloom.nn.linear import Linear
 from seqloom.nn.narrow_state import FP8KVState
 from seqloom.nn.norm import AxesNorm
+from seqloom.nn.paged_kv import PagedKV, PagedRows
 from seqloom.nn.stability import PLAIN, Stability
 from seqloom.nn.state import KVState
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
@@ -61,8 +62,23 @@ class Attention(nn.Module):
             return FP8KVState(batch, self.kv_heads, self.head_width, dtype, device, *scales)
         return KVState(batch, self.kv_heads, self.head_width, dtype, device)
 
+    def new_store(
+        self, pages: int, page_tokens: int, dtype: torch.dtype, formats: StateFormats = AS_COMPUTED
+    ) -> PagedKV:
+        """Memory for all rows of an engine, in pages; raises as `PagedKV`.
+
+        Args:
+            dtype: of the activations.
+        """
+        device, scales = self.q_proj.weight.device, (self.k_scale, self.v_scale)
+        sizes = pages, page_tokens, self.kv_heads, self.head_width
+        return PagedKV(*sizes, dtype, device, formats.keys_values, *scales)
+
     def forward(
-        self, x: Float[Tensor, "B T D"], documents: Int[Tensor, "B T"] | None = None, state: KVState | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        documents: Int[Tensor, "B T"] | None = None,
+        state: KVState | PagedRows | None = None,
     ) -> Float[Tensor, "B T D"]:
         """
         Args:
@@ -73,7 +89,7 @@ class Attention(nn.Module):
         y = self.attend(q, *self.keys_values(x), documents, state)
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
-    def remember(self, x: Float[Tensor, "B T D"], state: KVState) -> None:
+    def remember(self, x: Float[Tensor, "B T D"], state: KVState | PagedRows) -> None:
         """Append to the state what `forward` appends."""
         state.append(*self.keys_values(x))
 
@@ -89,9 +105,12 @@ class Attention(nn.Module):
         k: Float[Tensor, "B G T K"],
         v: Float[Tensor, "B G T K"],
         documents: Int[Tensor, "B T"] | None,
-        state: KVState | None,
+        state: KVState | PagedRows | None,
     ) -> Float[Tensor, "B H T K"]:
         """What mixes tokens, between the projections."""
+        if isinstance(state, PagedRows):
+            assert documents is None, "pages hold rows of one document"
+            return state.append_and_attend(q, k, v, self.shaping)
         lengths = None
         if state is not None:
             lengths = state.lengths

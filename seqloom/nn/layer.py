@@ -11,19 +11,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqloom.nn.attention import Attention
+from seqloom.nn.cache import PageStore, Room, SlotStore
 from seqloom.nn.mamba2 import Mamba2
+from seqloom.nn.mamba_slots import MambaRows
 from seqloom.nn.mlp import Mlp
 from seqloom.nn.moe import MoE, Routing
 from seqloom.nn.narrow_state import NarrowMambaState
 from seqloom.nn.norm import AxesNorm, RMSNorm
+from seqloom.nn.paged_kv import PagedRows
 from seqloom.nn.sigma_reparam import reparametrise
 from seqloom.nn.stability import PLAIN, Stability
-from seqloom.nn.state import KVState, LayerState, MambaState
+from seqloom.nn.state import KVState, MambaState
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.nn.step import MOST_ROWS, few_tokens
 
-Memory = KVState | MambaState | NarrowMambaState
-"""What a mixer may remember."""
+Memory = KVState | MambaState | NarrowMambaState | PagedRows | MambaRows
+"""What a mixer may remember: a memory of its own, or rows of an engine's."""
 
 
 class Layer(nn.Module):
@@ -60,6 +63,16 @@ class Layer(nn.Module):
             return self.mixer.new_state(batch, dtype, formats, place)
         return self.mixer.new_state(batch, dtype, formats) if isinstance(self.mixer, Attention) else None
 
+    def new_store(
+        self, room: Room, dtype: torch.dtype, formats: StateFormats = AS_COMPUTED, place: str = ""
+    ) -> PageStore | SlotStore | None:
+        """Empty memory for all rows of an engine, None where the mixer remembers nothing; arguments as `new_state`."""
+        if isinstance(self.mixer, Mamba2):
+            return self.mixer.new_store(room.rows, dtype, formats, place, room.ahead)
+        if isinstance(self.mixer, Attention):
+            return self.mixer.new_store(room.pages, room.page_tokens, dtype, formats)
+        return None
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -86,10 +99,10 @@ class Layer(nn.Module):
             y = y * self.layer_scale
         return x + y.to(x.dtype), routing
 
-    def remember(self, x: Float[Tensor, "B T D"], state: LayerState) -> None:
+    def remember(self, x: Float[Tensor, "B T D"], state: Memory) -> None:
         """Advance the state as `forward` does, for those who need nothing else of this layer."""
         few = x[..., 0].numel() <= MOST_ROWS  # they go the short way, as ever
-        if isinstance(self.mixer, Attention) and isinstance(state, KVState) and not few:
+        if isinstance(self.mixer, Attention) and isinstance(state, KVState | PagedRows) and not few:
             self.mixer.remember(self.norm(x), state)
         else:
             self(x, None, state)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqloom.nn.linear import Linear
+from seqloom.nn.mamba_slots import MambaRows, MambaSlots, SlotShape
 from seqloom.nn.narrow_state import NarrowMambaState
 from seqloom.nn.norm import GatedGroupRMSNorm
 from seqloom.nn.state import MambaState
@@ -99,11 +100,17 @@ class Mamba2(nn.Module):
             return MambaState(window, ssm)
         return NarrowMambaState(window, ssm, formats.ssm, formats.seed, place)
 
+    def new_store(self, rows: int, dtype: torch.dtype, formats: StateFormats, place: str, ahead: int) -> MambaSlots:
+        """Empty memory for the rows of an engine; arguments as in `MambaSlots`."""
+        taps = self.conv1d.weight.shape[-1]
+        shape = SlotShape(self.heads, self.head_width, self.state_width, self.groups, taps, self.chunk)
+        return MambaSlots(rows, shape, dtype, self.D.device, formats, place, ahead)
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         documents: Int[Tensor, "B T"] | None = None,
-        state: MambaState | NarrowMambaState | None = None,
+        state: MambaState | NarrowMambaState | MambaRows | None = None,
     ) -> Float[Tensor, "B T D"]:
         """
         Args:
@@ -112,7 +119,11 @@ class Mamba2(nn.Module):
         """
         z, xbc, dt = self.in_proj(x).split([self.inner, self.conv_channels, self.heads], dim=-1)
         weights = ScanWeights(self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, self.A_log, self.D)
-        y = self.mix(xbc, dt, documents, state, weights)
+        if isinstance(state, MambaRows):
+            assert documents is None, "a slot remembers one document"
+            y = state.mix(xbc, dt, *weights)
+        else:
+            y = self.mix(xbc, dt, documents, state, weights)
         return self.out_proj(self.norm(y, z))
 
     def mix(

@@ -28,8 +28,10 @@ from seqloom.numerics.precision import Format, dtype_of
 from seqloom.numerics.recipes import Products
 from seqloom.ops.best_experts import best_experts
 from seqloom.ops.experts import experts
+from seqloom.ops.kernels import is_invariant
 from seqloom.ops.linear import linear
 from seqloom.ops.quantized_experts import quantized_experts
+from seqloom.ops.rowwise import rowwise
 
 
 class Routing(NamedTuple):
@@ -71,11 +73,11 @@ class Router(nn.Module):
         Returns:
             the J = top-k chosen experts, their weights (FP32), and the score of every expert.
         """
-        scores = torch.sigmoid(linear(x.float(), self.weight.float()))
+        scores = rowwise(torch.sigmoid, linear(x.float(), self.weight.float()))
         chosen = self._select(scores.detach())
         weights = scores.gather(-1, chosen)
         if self.normalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+            weights = weights / (_sum(weights) + 1e-20)
         return chosen, weights * self.scaling, scores
 
     def balance_loss(self, scores: Float[Tensor, "B T E"], valid: Float[Tensor, "B T 1"]) -> Float[Tensor, ""]:
@@ -112,10 +114,17 @@ class Router(nn.Module):
         if self.expert_groups == 1:
             return best_experts(scores, self.e_score_correction_bias, self.top_k)
         grouped = (scores + self.e_score_correction_bias).unflatten(-1, (self.expert_groups, -1))
-        group_score = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
+        group_score = _sum(grouped.topk(min(2, grouped.shape[-1]), -1).values)[..., 0]
         best = group_score.topk(self.top_groups, -1).indices
         keep = torch.zeros_like(group_score, dtype=torch.bool).scatter(-1, best, True)
         return best_experts(grouped.masked_fill(~keep[..., None], float("-inf")).flatten(-2), None, self.top_k)
+
+
+def _sum(x: Float[Tensor, "*S J"]) -> Float[Tensor, "*S 1"]:
+    """Over the last axis, in an order of its own where that is asked for."""
+    if not is_invariant():
+        return x.sum(-1, keepdim=True)
+    return sum(x[..., 1:].split(1, -1), x[..., :1])
 
 
 class Experts(nn.Module):
@@ -141,8 +150,7 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "S I"]:
         if self.products is not None:
             return quantized_experts(x, chosen, weights, self.up_proj, self.down_proj, self.products, self.places)
-        dtype = dtype_of(self.format)
-        return experts(x.to(dtype), chosen, weights, self.up_proj.to(dtype), self.down_proj.to(dtype))
+        return experts(x.to(dtype_of(self.format)), chosen, weights, self.up_proj, self.down_proj)
 
 
 class MoE(nn.Module):

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqloom.nn.layer import Layer, Stack
+from seqloom.nn.cache import PageStore, Room, SlotStore
+from seqloom.nn.layer import Layer, Memory, Stack
 from seqloom.nn.linear import Linear
 from seqloom.nn.moe import Routing
 from seqloom.nn.norm import RMSNorm
-from seqloom.nn.state import LayerState
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.numerics.precision import Format, dtype_of
 
@@ -36,17 +36,22 @@ class MtpBlock(nn.Module):
         self.format: Format = "fp32"  # of what its attention remembers
         self.state_formats: StateFormats = AS_COMPUTED
 
-    def new_states(self, batch: int) -> list[LayerState | None]:
+    def new_states(self, batch: int) -> list[Memory | None]:
         """Empty memory for drafting."""
         dtype, formats = dtype_of(self.format), self.state_formats
         return [layer.new_state(batch, dtype, formats, f"mtp.{index}") for index, layer in enumerate(self.layers)]
+
+    def new_stores(self, room: Room) -> list[PageStore | SlotStore | None]:
+        """Empty memory for drafting in all rows of an engine."""
+        dtype, formats = dtype_of(self.format), self.state_formats
+        return [layer.new_store(room, dtype, formats, f"mtp.{index}") for index, layer in enumerate(self.layers)]
 
     def forward(
         self,
         hidden: Float[Tensor, "B T D"],
         embedded: Float[Tensor, "B T D"],
         documents: Int[Tensor, "B T"] | None = None,
-        states: list[LayerState | None] | None = None,
+        states: list[Memory | None] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], list[Routing]]:
         """
         Args:

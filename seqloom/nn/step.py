@@ -16,9 +16,12 @@ from torch.nn.modules import module as torch_module
 from seqloom.nn.attention import Attention
 from seqloom.nn.linear import Linear
 from seqloom.nn.mamba2 import DepthwiseConv, Mamba2
+from seqloom.nn.mamba_slots import MambaRows
 from seqloom.nn.mlp import Mlp
 from seqloom.nn.narrow_state import NarrowMambaState
 from seqloom.nn.norm import GatedGroupRMSNorm, RMSNorm
+from seqloom.nn.packed import PackedLinear
+from seqloom.nn.paged_kv import PagedRows
 from seqloom.nn.state import KVState, MambaState
 from seqloom.numerics.precision import Format
 from seqloom.ops.kernels import VARIABLE, chosen, table
@@ -29,11 +32,14 @@ MOST_TOKENS = 8
 """Of a row; more are a scan."""
 
 _FORMATS: dict[torch.dtype, Format] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_OPS = ("linear", "norm", "squared_relu", "causal_conv", "ssd", "attention")
+_OPS = ("linear", "packed_linear", "norm", "squared_relu", "causal_conv", "ssd", "attention", "paged_attention")
 
 
 def few_tokens(
-    norm: nn.Module, mixer: nn.Module, x: Float[Tensor, "B T D"], state: KVState | MambaState | NarrowMambaState | None
+    norm: nn.Module,
+    mixer: nn.Module,
+    x: Float[Tensor, "B T D"],
+    state: KVState | PagedRows | MambaState | NarrowMambaState | MambaRows | None,
 ) -> Float[Tensor, "B T D"] | None:
     """x + mixer(norm(x)), advancing the state; None where the modules have to do it."""
     batch, tokens, _ = x.shape
@@ -52,8 +58,12 @@ def few_tokens(
         if (y := _mamba(norm, mixer, x, opened)) is not None:
             state.close(opened)
         return y
+    if type(mixer) is Mamba2 and isinstance(state, MambaRows):
+        return _mamba_rows(norm, mixer, x, state)
     if type(mixer) is Attention and isinstance(state, KVState):
         return _attention(norm, mixer, x, state)
+    if type(mixer) is Attention and isinstance(state, PagedRows):
+        return _paged_attention(norm, mixer, x, state)
     return None
 
 
@@ -89,26 +99,67 @@ def _mamba(norm: RMSNorm, mixer: Mamba2, x: Float[Tensor, "B T D"], state: Mamba
     return y
 
 
+def _mamba_rows(
+    norm: RMSNorm, mixer: Mamba2, x: Float[Tensor, "B T D"], state: MambaRows
+) -> Float[Tensor, "B T D"] | None:
+    into, out, conv, gated = mixer.in_proj, mixer.out_proj, mixer.conv1d, mixer.norm
+    others = (conv.weight, conv.bias, mixer.dt_bias, mixer.A_log, mixer.D, gated.weight)
+    if not (
+        _as_made(Mamba2, mixer)
+        and _as_made(DepthwiseConv, conv)
+        and _as_made(GatedGroupRMSNorm, gated)
+        and gated.eps == norm.eps
+        and state.slots.window.dtype == x.dtype
+        and conv.weight.dtype == conv.bias.dtype
+        and _ready(x, (into, out), norm.weight, *others)
+    ):
+        return None
+    from seqloom.ops.native.mamba_rows import mamba_rows
+    from seqloom.ops.native.step import MambaWeights
+
+    weights = MambaWeights(into.weight, *others, out.weight)
+    return mamba_rows(x, norm.weight, norm.eps, weights, state.slots.native, state.first, state.guessed)
+
+
 def _attention(
     norm: RMSNorm, mixer: Attention, x: Float[Tensor, "B T D"], state: KVState
 ) -> Float[Tensor, "B T D"] | None:
-    linears = (mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj)
-    head_norms = (mixer.q_norm, mixer.k_norm, mixer.v_norm)
-    if not (
-        _as_made(Attention, mixer)
-        and _as_made(nn.Identity, *head_norms)
-        and mixer.shaping.cap is None
-        and mixer.shaping.clip is None
-        and state.dtype == x.dtype
-        and _ready(x, linears, norm.weight)
-    ):
+    if not (state.dtype == x.dtype and _attends_as_made(norm, mixer, x)):
         return None
     from seqloom.ops.native.step import AttentionWeights, attention_step
 
     keys, values, before = state.extend(x.shape[1])
-    weights = AttentionWeights(*(linear.weight for linear in linears))
+    weights = AttentionWeights(*(linear.weight for linear in _projections(mixer)))
     scale = mixer.shaping.inverse_temperature / mixer.head_width**0.5
     return attention_step(x, norm.weight, norm.eps, weights, keys, values, before, scale)
+
+
+def _paged_attention(
+    norm: RMSNorm, mixer: Attention, x: Float[Tensor, "B T D"], state: PagedRows
+) -> Float[Tensor, "B T D"] | None:
+    if not _attends_as_made(norm, mixer, x):
+        return None
+    from seqloom.ops.native.paged_step import paged_attention_step
+    from seqloom.ops.native.step import AttentionWeights
+
+    weights = AttentionWeights(*(linear.weight for linear in _projections(mixer)))
+    scale = mixer.shaping.inverse_temperature / mixer.head_width**0.5
+    return paged_attention_step(x, norm.weight, norm.eps, weights, state.stored, *state.tables, scale)
+
+
+def _attends_as_made(norm: RMSNorm, mixer: Attention, x: Float[Tensor, "B T D"]) -> bool:
+    """Whether an attention layer is without additions, and ready."""
+    return (
+        _as_made(Attention, mixer)
+        and _as_made(nn.Identity, mixer.q_norm, mixer.k_norm, mixer.v_norm)
+        and mixer.shaping.cap is None
+        and mixer.shaping.clip is None
+        and _ready(x, _projections(mixer), norm.weight)
+    )
+
+
+def _projections(mixer: Attention) -> tuple[Linear | PackedLinear, ...]:
+    return mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj
 
 
 def _as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
@@ -119,20 +170,19 @@ def _as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
     return True
 
 
-def _ready(x: Tensor, linears: tuple[Linear, ...], *others: Tensor) -> bool:
-    """Whether a layer's matrices and other tensors can be read as they are, by native kernels."""
-    if not _as_made(Linear, *linears):
-        return False
-    format, weights = _FORMATS.get(x.dtype), [linear.weight for linear in linears]
-    stored = weights[0].dtype
-    for linear, weight in zip(linears, weights, strict=True):
-        if linear.format != format or weight.dtype != stored:
+def _ready(x: Tensor, linears: tuple[Linear | PackedLinear, ...], *others: Tensor) -> bool:
+    """Whether a layer's matrices, plain or packed, and other tensors can be read as they are, by native kernels."""
+    format, plain = _FORMATS.get(x.dtype), list(others)
+    for linear in linears:
+        if linear.format != format or not (_as_made(Linear, linear) or _as_made(PackedLinear, linear)):
             return False
-    for tensor in (*weights, *others):
+        if isinstance(linear.weight, Tensor):
+            plain.append(linear.weight)
+    for tensor in plain:
         if not tensor.is_contiguous():
             return False
     override = os.environ[VARIABLE] if VARIABLE in os.environ else ""  # noqa: SIM401 -- `get` raises inside
-    return chosen("linear", x.device, x.dtype, x, *weights, *others) == "native" and _all_native(override, x.dtype)
+    return chosen("linear", x.device, x.dtype, x, *plain) == "native" and _all_native(override, x.dtype)
 
 
 @lru_cache

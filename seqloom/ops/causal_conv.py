@@ -10,6 +10,7 @@ Paper: Mamba-2; K = 4 in every Nemotron-H checkpoint.
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from seqloom.ops.kernels import chosen
+from seqloom.ops.kernels import chosen, is_invariant
 from seqloom.ops.recompute import cheap
 
 _BLOCK = 2**18
@@ -51,11 +52,35 @@ def causal_conv(
         if documents is None and not torch.is_grad_enabled():
             return causal_conv_continued(x, weight, bias, window)
         return cheap(causal_conv_native, x, weight, bias, window, numbers), _next_window(x, before, numbers)
+    if is_invariant() and (x.shape[:2] != (1, 1) or documents is not None):
+        return _one_by_one(x, weight, bias, before, numbers), _next_window(x, before, numbers)
     if implementation == "triton":
         from seqloom.ops.triton.causal_conv import causal_conv_triton as form
     else:
         form = causal_conv_reference if implementation == "reference" else causal_conv_blocked
     return cheap(form, x, weight, bias, before, numbers), _next_window(x, before, numbers)
+
+
+def _one_by_one(
+    x: Float[Tensor, "B T C"],
+    weight: Float[Tensor, "C K"],
+    bias: Float[Tensor, "C"],
+    window: Float[Tensor, "B W C"],
+    numbers: Int[Tensor, "B W+T"] | None,
+) -> Float[Tensor, "B T C"]:
+    """The convolution in calls for one token of one row: operations of torch take other ways for other shapes, which
+    shows in the last bits."""
+    y, reach = torch.zeros_like(x, memory_format=torch.contiguous_format), window.shape[1]
+    inputs = torch.cat([window, x], 1)
+    for row, t in product(range(x.shape[0]), range(x.shape[1])):
+        one, now, before = slice(row, row + 1), slice(t, t + 1), inputs[row : row + 1, t : t + reach]
+        if numbers is not None:
+            if numbers[row, reach + t] < 0:
+                continue
+            here = numbers[one, t : t + reach] == numbers[row, reach + t]
+            before = torch.where(here[..., None], before, 0.0)
+        y[one, now], _ = causal_conv(x[one, now], weight, bias, before)
+    return y
 
 
 def causal_conv_reference(

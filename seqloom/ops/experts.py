@@ -5,6 +5,8 @@
 The fast form sorts the assignments by expert, so that each expert that received tokens works on one contiguous slice:
 two matrix products forward, four backward, and no loop over tokens. It keeps the hidden pre-activations for the
 backward pass. Since  ∂w_sk = relu(up_e x_s)²·(down_e^T ∂y_s),  the experts' outputs are not needed there.
+For packed matrices, and where invariance is asked for, each expert multiplies its rows by the products of `ops.linear`
+and `ops.packed_linear`, and a token's outputs are added in the order of its choices.
 Paper: Nemotron 3 Nano and Super, MoE sections (non-gated squared ReLU; weights applied in FP32).
 """
 
@@ -16,23 +18,35 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from seqloom.ops.kernels import chosen
+from seqloom.ops.kernels import chosen, is_invariant
+from seqloom.ops.linear import linear_torch
+from seqloom.ops.packed_linear import PackedWeight, packed_linear_torch
 
 
 def experts(
     x: Float[Tensor, "S I"],
     indices: Int[Tensor, "S K"],
     weights: Float[Tensor, "S K"],
-    up: Float[Tensor, "E F I"],
-    down: Float[Tensor, "E I F"],
+    up: Float[Tensor, "E F I"] | PackedWeight,
+    down: Float[Tensor, "E I F"] | PackedWeight,
 ) -> Float[Tensor, "S I"]:
     """Run the chosen experts with the implementation chosen for this device and dtype.
 
     Args:
         indices: the K experts of each token.
         weights: what each of them counts, applied to its output in FP32.
+        up, down: in any format; plain ones are cast to that of `x`. Packed ones have no gradient.
     """
-    implementation = chosen("experts", x.device, x.dtype, x, indices, weights, up, down)
+    tensors = [given for given in (x, indices, weights, up, down) if isinstance(given, Tensor)]
+    implementation = chosen("experts", x.device, x.dtype, *tensors)
+    learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if isinstance(up, PackedWeight) or isinstance(down, PackedWeight) or (is_invariant() and not learning):
+        if implementation == "native" and not learning:
+            from seqloom.ops.native.experts_stored import experts_stored
+
+            return experts_stored(x, indices, weights, up, down)
+        return experts_in_order(x, indices, weights, up, down)
+    up, down = up.to(x.dtype), down.to(x.dtype)
     if implementation == "native":
         from seqloom.ops.native.experts import experts_native as form
     elif implementation == "triton":
@@ -67,6 +81,31 @@ def experts_sorted(
 ) -> Float[Tensor, "S I"]:
     """Each expert on a contiguous slice of the tokens sent to it."""
     return _SortedExperts.apply(x, indices, weights, up, down)
+
+
+def experts_in_order(
+    x: Float[Tensor, "S I"],
+    indices: Int[Tensor, "S K"],
+    weights: Float[Tensor, "S K"],
+    up: Float[Tensor, "E F I"] | PackedWeight,
+    down: Float[Tensor, "E I F"] | PackedWeight,
+) -> Float[Tensor, "S I"]:
+    """Expert after expert by the products of single matrices, then choice after choice of every token."""
+    outputs = x.new_empty(*indices.shape, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    for expert in indices.unique().tolist():
+        tokens, places = (indices == expert).nonzero(as_tuple=True)
+        active = _multiply(x[tokens], up, expert).relu().square()
+        outputs[tokens, places] = _multiply(active, down, expert).to(outputs.dtype)
+    total = torch.zeros_like(x, dtype=outputs.dtype)
+    for place in range(indices.shape[1]):
+        total = total + weights[:, place, None].to(total.dtype) * outputs[:, place]
+    return total.to(x.dtype)
+
+
+def _multiply(x: Tensor, stack: Tensor | PackedWeight, expert: int) -> Tensor:
+    if isinstance(stack, PackedWeight):
+        return packed_linear_torch(x, stack.matrix(expert))
+    return linear_torch(x, stack[expert])
 
 
 class _SortedExperts(torch.autograd.Function):

@@ -35,13 +35,16 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "ssd": ("native", "triton", "torch", "reference"),
     "causal_conv": ("native", "triton", "torch", "reference"),
     "attention": ("native", "torch", "reference", "flex"),
+    "paged_attention": ("native", "torch", "reference"),
     "experts": ("native", "triton", "torch", "reference"),
     "linear": ("native", "torch", "reference"),
+    "packed_linear": ("native", "torch", "reference"),
     "norm": ("native", "triton", "torch", "reference"),
     "squared_relu": ("native", "torch", "reference"),
     "cross_entropy": ("native", "triton", "torch", "reference"),
     "orthogonalise": ("native", "torch", "reference"),
     "ctc": ("native", "triton", "torch", "reference"),
+    "token_draw": ("native", "torch", "reference"),  # its portable form is its reference
     "ctc_beam": ("native", "torch", "reference"),  # of no tensor operations; its portable form is its reference
     "recurrence": ("native", "torch", "reference"),
     "quantize": ("native", "torch", "reference"),  # its portable form is its reference

@@ -7,7 +7,8 @@ and there torch's own products of it are ten to a hundred times slower than thos
 
 The native form multiplies few rows by reading W once, at the speed of memory, and many in blocks that stay in the
 cache. It leaves to torch what that is faster at: FP32 on some processors and in small trained products, and BF16 where
-the CPU has units for it.
+the CPU has units for it. Where invariance is asked for, the first way serves any number of rows, and the portable form
+multiplies one row after the other.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from seqloom.ops.kernels import chosen
+from seqloom.ops.kernels import chosen, is_invariant
 
 Product = Callable[[Tensor, Tensor, torch.dtype], Tensor]
 """a b for a matrix b, in this dtype; a may have axes before its last two."""
@@ -48,6 +49,9 @@ def linear_reference(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> 
 
 
 def linear_torch(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
+    if is_invariant():
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return row_by_row(x.to(wide), weight.to(x.dtype).to(wide)).to(x.dtype)
     if _widened_by_torch(x, weight):
         return _Linear.apply(x, weight, _widened)
     if weight.requires_grad or weight.dtype == x.dtype:
@@ -59,7 +63,7 @@ def linear_native(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Flo
     from seqloom.ops.native.matvec import MOST_ROWS, matvec
 
     learning = _learning(x, weight)
-    if not learning and x.numel() <= MOST_ROWS * x.shape[-1]:
+    if not learning and (is_invariant() or x.numel() <= MOST_ROWS * x.shape[-1]):
         return matvec(x, weight)
     small = learning and x.dtype == torch.float32 and x.numel() * len(weight) < _WORTH_A_FUNCTION
     if small or not _native_is_faster(x.dtype):
@@ -72,6 +76,12 @@ def linear_in_blocks(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> 
     if _learning(x, weight):
         return _Linear.apply(x, weight, _native)
     return _native(x, _like(weight, x.dtype).mT, x.dtype)
+
+
+def row_by_row(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
+    """x W^T in a form in which no row sees another: libraries choose the order of sums by the number of rows."""
+    rows = [(weight * row).sum(-1) for row in _rows(x)]
+    return torch.stack(rows).view(*x.shape[:-1], len(weight)) if rows else x.new_empty(*x.shape[:-1], len(weight))
 
 
 def product(a: Float[Tensor, "M K"], b: Float[Tensor, "K N"], dtype: torch.dtype) -> Float[Tensor, "M N"]:

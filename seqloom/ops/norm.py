@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from seqloom.ops.kernels import chosen
 from seqloom.ops.recompute import cheap, keeping_inputs
+from seqloom.ops.rowwise import rowwise
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*B D"]:
@@ -77,7 +78,7 @@ def gated_group_norm_torch(
 def _gated_group_norm(
     y: Float[Tensor, "B T D"], z: Float[Tensor, "B T D"], weight: Float[Tensor, "D"], groups: int, eps: float
 ) -> Float[Tensor, "B T D"]:
-    gated = (wide(y) * F.silu(wide(z))).unflatten(-1, (groups, -1))
+    gated = (wide(y) * rowwise(F.silu, wide(z))).unflatten(-1, (groups, -1))
     normed = F.rms_norm(gated, gated.shape[-1:], None, eps).flatten(-2)
     return (normed * wide(weight)).to(z.dtype)
 

@@ -4,6 +4,8 @@
 
 Every head has one decay rate a < 0; the heads of a group share b and c. Where a document begins the state is zero.
 
+Inside `kernels.invariant()` tokens are taken one after the other. Otherwise the chunked form may run.
+
 The chunked form (SSD) walks over pieces of Q tokens and carries one state from piece to piece. With α_i the sum of
 dt a up to position i of the piece, and u_j = dt_j x_j:
 
@@ -18,7 +20,9 @@ a step altogether cancels exactly. (∂α_t = y_t·∂y_t − u_t·∂u_t is sho
 Paper: Mamba-2 (SSD), section 6 and Listing 1; Nemotron-H for groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from seqloom.ops.kernels import chosen
+from seqloom.ops.kernels import chosen, is_invariant
 
 
 def ssd(
@@ -62,6 +66,8 @@ def ssd(
         from seqloom.ops.native.ssd import ssd_native
 
         return ssd_native(x, dt, a, b, c, state, documents, chunk=chunk, dt_bias=dt_bias, skip=skip)
+    if is_invariant() and (x.shape[:2] != (1, 1) or documents is not None):
+        return _one_by_one(partial(ssd, chunk=chunk, dt_bias=dt_bias, skip=skip), x, dt, a, b, c, state, documents)
     if dt_bias is not None:
         dt = F.softplus(_wide(dt) + _wide(dt_bias))
     if implementation == "reference":
@@ -122,6 +128,29 @@ def ssd_reference(
         state = decay * state + torch.einsum("bh,bhp,bhn->bhpn", dt[:, t], x[:, t].to(state.dtype), b[:, t])
         outputs.append(torch.einsum("bhpn,bhn->bhp", state, c[:, t]))
     return torch.stack(outputs, dim=1).to(x.dtype), state
+
+
+def _one_by_one(
+    form: Callable[..., tuple[Tensor, Tensor]],
+    x: Float[Tensor, "B T H P"],
+    dt: Float[Tensor, "B T H"],
+    a: Float[Tensor, "H"],
+    b: Float[Tensor, "B T G N"],
+    c: Float[Tensor, "B T G N"],
+    state: Float[Tensor, "B H P N"] | None,
+    documents: Int[Tensor, "B T"] | None,
+) -> tuple[Float[Tensor, "B T H P"], Float[Tensor, "B H P N"]]:
+    """The scan in calls for one token of one row: operations of torch take other ways for other shapes, which shows in
+    the last bits."""
+    state, _, resets = _prepare(x, dt, b, state, documents)
+    y, state = torch.zeros_like(x, memory_format=torch.contiguous_format), state.clone()
+    for row, t in product(range(x.shape[0]), range(x.shape[1])):
+        if documents is not None and documents[row, t] < 0:
+            continue
+        one, now = slice(row, row + 1), slice(t, t + 1)
+        before = torch.zeros_like(state[one]) if resets is not None and resets[row, t] else state[one]
+        y[one, now], state[one] = form(x[one, now], dt[one, now], a, b[one, now], c[one, now], before)
+    return y, state
 
 
 def ssd_step(

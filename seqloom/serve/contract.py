@@ -1,7 +1,8 @@
 """What the engine asks of a model and of a tokenizer. Whatever answers these can be served.
 
-The state of a model is one list with an entry per layer, `None` where a layer remembers nothing; the four functions
-below do to the whole list what `LayerState` does for one layer.
+The state of a model is one list with an entry per layer, `None` where a layer remembers nothing: memories of their own
+from `new_states`, for which the four functions below do to the whole list what `LayerState` does for one layer, or
+views of the one memory that an engine has for all its rows, from `new_cache`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqloom.nn.state import LayerState
+from seqloom.nn.cache import HybridCache
 
-States = list[LayerState | None]
+States = list[Any]
+"""A `LayerState` or a view of a `HybridCache` for every layer, None where a layer remembers nothing."""
 
 
 class Tokenizer(Protocol):
@@ -34,7 +36,12 @@ class Tokenizer(Protocol):
         """One more than the largest id it can produce."""
         ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, specials: bool = ...) -> list[int]:
+        """
+        Args:
+            specials: read the spelling of a special token as that token; asked for only where a model marks channels.
+        """
+        ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -62,6 +69,14 @@ class LanguageModel(Protocol):
 
     def new_states(self, batch: int) -> States:
         """Empty memory for so many rows; zero rows are allowed."""
+        ...
+
+    def new_cache(self, rows: int, pages: int, page_tokens: int, ahead: int) -> HybridCache:
+        """Empty memory of an engine, the prediction block's included: so many texts at a time over so many pages.
+
+        Args:
+            ahead: most tokens guessed in one call.
+        """
         ...
 
     def hidden(

@@ -10,53 +10,120 @@ guessing are dropped again.
 Paper: Nemotron 3 white paper and Super, MTP sections.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
+from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqloom.serve.contract import LanguageModel, restore, snapshot, to_tensor
+from seqloom.nn.cache import HybridCache
+from seqloom.serve.contract import LanguageModel, to_tensor
+from seqloom.serve.request import Request
 
-Choose = Callable[[Tensor, int], int]
-"""(logits of shape V, places ahead) -> token."""
+MOST_GUESSES = 16
+"""Of one row in one step; layers with a recurrent state keep room for so many tokens."""
+
+_MATCHES = (4, 3, 2)
+"""Tokens that have to be the same, the most convincing number first."""
+
+
+class Drafter(Protocol):
+    """A source of guesses for the rows that want some, which are the first of all."""
+
+    needs_hidden: bool
+    """Whether `follow` makes use of hidden states."""
+
+    def follow(
+        self, first: int, requests: Sequence[Request], hidden: Float[Tensor, "B T D"], next_tokens: list[list[int]]
+    ) -> None:
+        """Take in the true hidden states of the next positions of rows from `first` on, and the tokens that came after;
+        a row with fewer of them than T has nothing to say about the last positions."""
+        ...
+
+    def propose(self, requests: Sequence[Request], counts: list[int]) -> list[list[int]]:
+        """Guess the tokens after the newest of rows 0, 1, ...; at most so many, none where nothing is known."""
+        ...
 
 
 class MtpDrafter:
-    """Guesses the tokens of one row with the model's own prediction block."""
+    """Guesses with the model's own prediction block, for all rows at once."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        assert model.mtp is not None
-        self._model = model
-        self._states = model.mtp.new_states(1)
-        self._ahead: Float[Tensor, "1 1 D"] | None = None
+    needs_hidden = True
 
-    def follow(self, hidden: Float[Tensor, "1 T D"], next_tokens: list[int]) -> None:
-        """Take in the true hidden states of the next positions and the token that came after each."""
-        self._ahead = self._model.draft(hidden, to_tensor([next_tokens], self._model), self._states)[:, -1:]
+    def __init__(self, model: LanguageModel, cache: HybridCache) -> None:
+        self._model, self._cache = model, cache
 
-    def propose(self, count: int, choose: Choose) -> list[int]:
-        """Guess the tokens that come after the last one followed; none before any was followed."""
-        guesses: list[int] = []
-        if self._ahead is None:
+    def follow(
+        self, first: int, requests: Sequence[Request], hidden: Float[Tensor, "B T D"], next_tokens: list[list[int]]
+    ) -> None:
+        counts = [max(1, len(tokens)) for tokens in next_tokens]
+        longest = max(counts)
+        padded = to_tensor([tokens + [0] * (longest - len(tokens)) for tokens in next_tokens], self._model)
+        uneven = min(counts) < longest
+        states = self._cache.draft_states(first, len(requests), longest, guessed=uneven)
+        ahead = self._model.draft(hidden[:, :longest].contiguous(), padded, states)
+        if uneven:
+            self._cache.keep_draft(first, counts)
+        for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
+            request.ahead = ahead[row, count - 1]
+
+    def propose(self, requests: Sequence[Request], counts: list[int]) -> list[list[int]]:
+        guesses: list[list[int]] = [[] for _ in requests]
+        counts = [0 if request.ahead is None else count for request, count in zip(requests, counts, strict=True)]
+        if not any(counts):
             return guesses
-        ahead, mark = self._ahead, snapshot(self._states)
-        for place in range(count):
-            if guesses:
-                ahead = self._model.draft(ahead, to_tensor([guesses[-1:]], self._model), self._states)
-            guesses.append(choose(self._model.head(ahead)[0, 0], place))
-        restore(self._states, mark)
+        known = next(request.ahead for request in requests if request.ahead is not None)
+        rows = [torch.zeros_like(known) if request.ahead is None else request.ahead for request in requests]
+        ahead = torch.stack(rows)[:, None]
+        before = self._cache.save_draft(0, len(requests))
+        for place in range(max(counts)):
+            if place:
+                newest = to_tensor([guess[-1:] or [0] for guess in guesses], self._model)
+                ahead = self._model.draft(ahead, newest, self._cache.draft_states(0, len(requests), 1))
+            logits = self._model.head(ahead)[:, 0]
+            for row, request in enumerate(requests):
+                if place < counts[row]:
+                    guesses[row].append(request.guess(logits[row], place))
+        self._cache.load_draft(before)
         return guesses
 
 
-def verify(logits: Float[Tensor, "T V"], guesses: list[int], choose: Choose) -> list[int]:
-    """The tokens to keep: guesses as far as they are what is drawn, then the first that is not guessed.
+class NgramDrafter:
+    """Guesses that a text goes on as it did when it last came by here (prompt lookup)."""
 
-    Args:
-        logits: of the places of all guesses and of the one after.
-    """
-    tokens: list[int] = []
-    for place, row in enumerate(logits):
-        tokens.append(choose(row, place))
-        if place == len(guesses) or tokens[place] != guesses[place]:
-            break
-    return tokens
+    needs_hidden = False
+
+    def __init__(self) -> None:
+        self._texts: WeakKeyDictionary[Request, _Places] = WeakKeyDictionary()
+
+    def follow(
+        self, first: int, requests: Sequence[Request], hidden: Float[Tensor, "B T D"], next_tokens: list[list[int]]
+    ) -> None:
+        """Nothing: the text is all there is to know."""
+
+    def propose(self, requests: Sequence[Request], counts: list[int]) -> list[list[int]]:
+        guesses = []
+        for request, count in zip(requests, counts, strict=True):
+            place = self._texts.setdefault(request, _Places()).after(request.ids)
+            guesses.append(request.ids[place : place + count] if place else [])
+        return guesses
+
+
+class _Places:
+    """Where each run of tokens of one text was last seen."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[int, ...], int] = {}
+        self._read = 0
+
+    def after(self, ids: list[int]) -> int:
+        """The latest place that followed on the same tokens as the text ends in, as many of them as possible; or 0."""
+        for end in range(self._read, len(ids)):
+            for size in _MATCHES:
+                if size <= end:
+                    self._ends[tuple(ids[end - size : end])] = end
+        self._read = len(ids)
+        ends = (self._ends.get(tuple(ids[-size:]), 0) for size in _MATCHES if size < len(ids))
+        return next((end for end in ends if end), 0)

@@ -1,45 +1,55 @@
 """The engine: prompts in, text out.
 
-Prompts are read one by one, in pieces of bounded size; their memories are then joined into one batch without padding,
-and every step draws one token for every row. A finished row leaves the batch and the next prompt takes its place.
+    submit   a prompt and how to answer it; gives a `Request`, which waits
+    step     one turn of the scheduler; gives the requests that got something new
+    cancel   end a request now
 
-    admit    read all tokens of a prompt but the last into fresh states, and join these to the batch
-    step     feed each row its newest token and draw the next from the last hidden state
-    drop     keep the rows that go on
-
-With drafting, a step feeds one row its newest token and the guesses after it and keeps the guesses that are right. If
-one is wrong, the states go back to where the step began and see the right tokens again. Each row keeps another number
-of guesses, so rows then run one after another.
+`generate` and `stream` are these three in a row. Requests of any kind and at any place run side by side over one memory
+(`scheduler`), and an answer is the same text with the same log-probabilities whatever runs beside it, wherever its
+prompt was cut, found or computed again, and however far was guessed ahead.
+Paper: Nemotron-H, inference; post-training notes on serving hybrids.
 """
 
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import torch
+from torch import nn
 
 from seqloom.core.devices import pick_device
 from seqloom.core.errors import ConfigError, DataError
-from seqloom.core.rooms import load
+from seqloom.core.rooms import MAIN_SYSTEM, is_adapter, load, model_folder, owner, part
 from seqloom.data.tokenizer import open_tokenizer
 from seqloom.nn.state_formats import KVFormat, SsmFormat
+from seqloom.serve.channels import ChannelMarks
+from seqloom.serve.choosing import Chooser
 from seqloom.serve.config import Sampling
-from seqloom.serve.contract import LanguageModel, States, Tokenizer, join, restore, select, snapshot, to_tensor
-from seqloom.serve.drafting import MtpDrafter, verify
+from seqloom.serve.constraints import Grammars
+from seqloom.serve.contract import LanguageModel, Tokenizer
+from seqloom.serve.drafting import MOST_GUESSES, Drafter, MtpDrafter, NgramDrafter
+from seqloom.serve.prefix import PrefixCache
 from seqloom.serve.request import Completion, Request
+from seqloom.serve.scheduler import Scheduler
+from seqloom.serve.statistics import EngineStatistics
+from seqloom.serve.vocabulary import Vocabulary
 
 PREFILL_TOKENS = 512
-"""Prompt tokens read in one pass; bounds the memory of activations."""
+"""Prompt tokens read in one turn; bounds the memory of activations and how long others wait."""
 
-REPLAY_TOKENS = 8
-"""So many tokens that were right before a wrong guess get a pass of their own; fewer are fed again with the next step,
-which costs a small model next to nothing."""
+_ROW_TOKENS = 2048
+"""Of every row that may run, so many tokens are remembered if nobody says how many."""
 
 Prompt = str | Sequence[int]
 """A text, which is put after the beginning-of-text token if there is one, or token ids as they are.
 Nothing at all is the beginning of a text."""
+
+DraftTokens = int | Literal["auto"]
+"""Tokens to guess ahead in a step; auto as many as pay."""
+
+Weights = Literal["as_stored", "bf16", "int8", "fp8", "nvfp4"]
+DrafterName = Literal["auto", "mtp", "ngram"]
 
 
 class Engine:
@@ -49,8 +59,17 @@ class Engine:
         source: a run folder or public model folder, or a model and its tokenizer.
         max_rows: most prompts that are generated at the same time; further ones wait.
         kv_cache, ssm_state: formats that keys and values and Mamba states are stored in; None as the model has it.
+        cache_tokens: most tokens remembered at a time, of all prompts and answers together; 2,048 a row if not given.
+        page_tokens: that are remembered, shared and given back together.
+        prefix_cache: keep what was computed of prompts and answers for others that begin like them; a number is the
+            most bytes of copied Mamba states, True allows twice as many as the rows have themselves.
+        prefill_tokens: of prompts, read between two tokens of the answers that run.
+        deterministic: compute every token by the same operations whatever stands beside it; None does so on a CPU.
+        weights: format that the matrices are kept and read in.
+        drafter: what guesses ahead, the model's prediction block or what the text said before; auto takes the block
+            if there is one.
     Raises:
-        ConfigError: a format is unknown, or the model knows but one.
+        ConfigError: a setting is not allowed, or this model cannot honour it.
         CheckpointError: the folder cannot be read.
         DataError: the tokenizer does not fit the model.
     """
@@ -62,50 +81,135 @@ class Engine:
         *,
         kv_cache: KVFormat | None = None,
         ssm_state: SsmFormat | None = None,
+        cache_tokens: int | None = None,
+        page_tokens: int = 64,
+        prefix_cache: bool | int = True,
+        prefill_tokens: int = PREFILL_TOKENS,
+        deterministic: bool | None = None,
+        weights: Weights = "as_stored",
+        drafter: DrafterName = "auto",
     ) -> None:
-        if max_rows < 1:
-            raise ConfigError(f"max_rows: {max_rows} is not allowed; it must be a whole number from 1")
+        for name, value in (
+            ("max_rows", max_rows),
+            ("cache_tokens", 1 if cache_tokens is None else cache_tokens),
+            ("page_tokens", page_tokens),
+            ("prefill_tokens", prefill_tokens),
+        ):
+            if not _whole(value):
+                raise ConfigError(f"{name}: {value!r} is not allowed; it must be a whole number from 1")
         self.max_rows = max_rows
         self.model: LanguageModel
         self.tokenizer: Tokenizer
         if isinstance(source, tuple):
             self.model, self.tokenizer = source
         else:
-            model = load(source)
+            model = _open(Path(source), packed=weights == "as_stored")
             if not hasattr(model, "vocab_size"):
                 raise ConfigError(f"{source}: writes no text; it is a {type(model).__name__}, and no language model")
-            self.model, self.tokenizer = model.to(pick_device("auto")), open_tokenizer(source)
+            self.model, self.tokenizer = model, open_tokenizer(source)
         if self.tokenizer.size > self.model.vocab_size:
             raise DataError(
                 f"the tokenizer has {self.tokenizer.size} tokens but the model only {self.model.vocab_size}; "
                 "they do not belong together"
             )
-        wanted: dict[str, Any] = {"keys_values": kv_cache, "ssm": ssm_state}
-        if wanted := {name: format for name, format in wanted.items() if format is not None}:
-            keeper: Any = self.model
-            if not hasattr(keeper, "keep_states"):
-                raise ConfigError(f"kv_cache, ssm_state: a {type(keeper).__name__} stores its states in one way only")
-            keeper.keep_states(replace(keeper.state_formats, **wanted))
+        self._keep_states(kv_cache, ssm_state)
+        self._pack(weights)
+        pages = -(-(cache_tokens or max_rows * _ROW_TOKENS) // page_tokens)
+        cache = self.model.new_cache(max_rows + 1, pages, page_tokens, MOST_GUESSES)
+        self.capacity = pages * page_tokens
+        """Most tokens of a prompt and its answer together."""
+        prefixes = None
+        if prefix_cache is not False:
+            prefixes = PrefixCache(cache, max_rows, None if prefix_cache is True else prefix_cache)
+        if deterministic is None:
+            deterministic = next(self.model.parameters()).device.type == "cpu"
+        source_of_guesses: Drafter = NgramDrafter()
+        if drafter == "mtp" or (drafter == "auto" and self.model.mtp is not None):
+            if self.model.mtp is None:
+                raise ConfigError("drafter: 'mtp' is not allowed; this model has no prediction block, so use 'ngram'")
+            source_of_guesses = MtpDrafter(self.model, cache)
+        self._scheduler = Scheduler(
+            self.model, cache, max_rows, prefixes, source_of_guesses, prefill_tokens, deterministic
+        )
+        self._submitted = self._tokens_in = 0
+        self._weights_seen = _versions(self.model)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        draft_tokens: DraftTokens = 0,
+        marks: ChannelMarks | None = None,
+    ) -> Request:
+        """Have a prompt answered in the turns to come.
+
+        Args:
+            draft_tokens: changes speed, never the answer.
+            marks: how the model marks thinking and tool calls; None takes all text for content.
+        Raises:
+            ConfigError, DataError: a setting or prompt that cannot be used.
+        """
+        request = self._request(prompt, sampling or Sampling(), draft_tokens, marks, "prompt")
+        self._enqueue(request)
+        return request
+
+    def step(self) -> list[Request]:
+        """One turn: some of a prompt is read, and all rows that run get a token or several.
+
+        Returns:
+            the requests that got something new, which their `fresh` holds until the next turn.
+        """
+        return self._scheduler.turn()
+
+    def cancel(self, request: Request) -> None:
+        """End a request, if it has not ended; its row and pages are free at once."""
+        if request.finish_reason is None:
+            self._scheduler.drop(request)
+            request.finish("cancelled")
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        scheduler = self._scheduler
+        cache, prefixes = scheduler.cache, scheduler.prefixes
+        in_rows = cache.pages_in_rows
+        return EngineStatistics(
+            rows_running=len(scheduler.running),
+            rows_waiting=len(scheduler.waiting) + (scheduler.reading is not None),
+            pages=cache.pages,
+            pages_free=cache.pages - in_rows,
+            pages_remembered=cache.pages - in_rows - cache.free_pages,
+            prefix_reuse="off" if prefixes is None else prefixes.reuse,
+            prefix_query_tokens=0 if prefixes is None else prefixes.query_tokens,
+            prefix_hit_tokens=0 if prefixes is None else prefixes.hit_tokens,
+            preemptions=scheduler.preemptions,
+            drafted=list(scheduler.drafted),
+            accepted=list(scheduler.accepted),
+            tokens_in=self._tokens_in,
+            tokens_out=scheduler.tokens_out,
+        )
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None = None, draft_tokens: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        draft_tokens: DraftTokens = 0,
     ) -> list[Completion]:
         """Continue all prompts; the answers come in the order of the prompts.
 
         Args:
             sampling: one setting for all prompts, or one for each.
-            draft_tokens: tokens to guess ahead with the model's prediction block; changes speed, never the answers.
+            draft_tokens: tokens to guess ahead; changes speed, never the answers.
         Raises:
             ConfigError, DataError: a setting or prompt that cannot be used; nothing was generated.
             NumericsError: the model's logits are not finite.
         """
-        requests = self._requests(prompts, sampling)
-        for _ in self._run(requests, self._checked(draft_tokens)):
+        requests = self._requests(prompts, sampling, draft_tokens)
+        for _ in self._answered(requests):
             pass
         return [request.completion() for request in requests]
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling | None = None, draft_tokens: int = 0
+        self, prompt: Prompt, sampling: Sampling | None = None, draft_tokens: DraftTokens = 0
     ) -> Generator[str, None, Completion]:
         """Continue one prompt and give the text piece by piece, each as soon as nothing can change it any more.
 
@@ -114,79 +218,65 @@ class Engine:
         Raises:
             as `generate`; prompt and settings are checked at once, before the first piece is asked for.
         """
-        (request,) = self._requests([prompt], sampling)
-        steps = self._run([request], self._checked(draft_tokens))
+        (request,) = self._requests([prompt], sampling, draft_tokens)
 
         def show() -> Generator[str, None, Completion]:
-            for step in steps:
-                yield from (text for _, text in step if text)
+            shown = 0
+            for _ in self._answered([request]):
+                pieces = request.pieces(shown)
+                shown += len(pieces)
+                if text := "".join(text for _, text in pieces):
+                    yield text
             return request.completion()
 
         return show()
 
-    @torch.inference_mode()
-    def _run(self, requests: list[Request], draft_tokens: int) -> Iterator[list[tuple[Request, str]]]:
-        """Finish all requests; after each step gives every row's request with the text that became certain."""
-        waiting = deque(requests)
-        rows: list[Request] = []
-        states = self.model.new_states(0)
-        max_rows = 1 if draft_tokens else self.max_rows
-        while waiting or rows:
-            admitted = [waiting.popleft() for _ in range(min(len(waiting), max_rows - len(rows)))]
-            if admitted:
-                join(states, [self._prefill(request, draft_tokens) for request in admitted])
-                rows += admitted
-            drawn = self._step(rows, states, draft_tokens)
-            yield [(request, request.take(tokens)) for request, tokens in zip(rows, drawn, strict=True)]
-            kept = [index for index, request in enumerate(rows) if request.finish_reason is None]
-            if len(kept) < len(rows):
-                rows = [rows[index] for index in kept]
-                select(states, to_tensor(kept, self.model))
+    def _answered(self, requests: list[Request]) -> Generator[None, None, None]:
+        """Take turns until all requests are answered; whoever stops asking, or is stopped, gives their rows back."""
+        try:
+            for request in requests:
+                self._enqueue(request)
+            while any(request.finish_reason is None for request in requests):
+                self.step()
+                for request in requests:
+                    if request.failure is not None:
+                        raise request.failure
+                yield
+        finally:
+            for request in requests:
+                self.cancel(request)
 
-    def _prefill(self, request: Request, draft_tokens: int) -> States:
-        """States that have seen the prompt but for its last token, which the first step feeds."""
-        states = self.model.new_states(1)
-        if draft_tokens:
-            request.drafter = MtpDrafter(self.model)
-        last = len(request.prompt) - 1
-        for start in range(0, last, PREFILL_TOKENS):
-            stop = min(start + PREFILL_TOKENS, last)
-            tokens = to_tensor([request.prompt[start:stop]], self.model)
-            if request.drafter is None:
-                self.model.remember(tokens, states)
-            else:
-                hidden, _ = self.model.hidden(tokens, states=states)
-                request.drafter.follow(hidden, request.prompt[start + 1 : stop + 1])
-        return states
+    def _enqueue(self, request: Request) -> None:
+        scheduler = self._scheduler
+        if scheduler.prefixes is not None and not (scheduler.running or scheduler.reading):
+            if (versions := _versions(self.model)) != self._weights_seen:  # learned, or loaded, between two answers
+                scheduler.prefixes.forget_all()
+            self._weights_seen = versions
+        self._tokens_in += request.prompt_tokens
+        scheduler.waiting.append(request)
 
-    def _step(self, rows: list[Request], states: States, draft_tokens: int) -> list[list[int]]:
-        """Draw one token for every row and, with drafting, one more for every right guess."""
-        guesses = [request.guess(draft_tokens) for request in rows]
-        fed = [request.unseen + guess for request, guess in zip(rows, guesses, strict=True)]
-        mark = snapshot(states) if guesses[0] else []
-        hidden, _ = self.model.hidden(to_tensor(fed, self.model), states=states)
-        hidden = hidden[:, -1 - len(guesses[0]) :]
-        drawn = [
-            verify(logits, guess, request.choose)
-            for request, guess, logits in zip(rows, guesses, self.model.head(hidden), strict=True)
-        ]
-        for request, tokens in zip(rows, drawn, strict=True):
-            request.unseen = tokens[-1:]
-        if (drafter := rows[0].drafter) is not None:
-            drafter.follow(hidden[:, : len(drawn[0])], drawn[0])
-            if wrong := hidden.shape[1] - len(drawn[0]):
-                restore(states, mark)
-                self._replay(rows[0], fed[0][:-wrong], states)
-        return drawn
+    def _keep_states(self, kv_cache: KVFormat | None, ssm_state: SsmFormat | None) -> None:
+        wanted: dict[str, Any] = {"keys_values": kv_cache, "ssm": ssm_state}
+        if wanted := {name: format for name, format in wanted.items() if format is not None}:
+            keeper: Any = self.model
+            if not hasattr(keeper, "keep_states"):
+                raise ConfigError(f"kv_cache, ssm_state: a {type(keeper).__name__} stores its states in one way only")
+            keeper.keep_states(replace(keeper.state_formats, **wanted))
 
-    def _replay(self, request: Request, tokens: list[int], states: States) -> None:
-        """Have restored states see right tokens again: with the next step while they are few, or else now."""
-        if len(tokens) < REPLAY_TOKENS:
-            request.unseen = tokens + request.unseen
-        else:
-            self.model.remember(to_tensor([tokens], self.model), states)
+    def _pack(self, weights: Weights) -> None:
+        if weights not in get_args(Weights):
+            allowed = ", ".join(get_args(Weights))
+            raise ConfigError(f"weights: {weights!r} is not allowed; it must be one of {allowed}")
+        if weights != "as_stored":
+            from seqloom.nn.packed import pack_linears
 
-    def _requests(self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None) -> list[Request]:
+            if not isinstance(self.model, nn.Module):
+                raise ConfigError(f"weights: {weights!r} is not allowed; the layers of this model are unknown")
+            pack_linears(self.model, weights)
+
+    def _requests(
+        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None, draft_tokens: DraftTokens
+    ) -> list[Request]:
         if not isinstance(prompts, list | tuple):
             raise DataError(f"prompts: expected a list of texts or of token-id lists, got {type(prompts).__name__}")
         if sampling is None or isinstance(sampling, Sampling):
@@ -194,35 +284,80 @@ class Engine:
         if [type(each) for each in sampling] != [Sampling] * len(prompts):
             raise ConfigError(f"sampling: expected one Sampling, or a list with one for each of {len(prompts)} prompts")
         return [
-            Request(self._ids(prompt, index), each, self.tokenizer)
+            self._request(prompt, each, draft_tokens, None, f"prompt {index}")
             for index, (prompt, each) in enumerate(zip(prompts, sampling, strict=True))
         ]
 
-    def _ids(self, prompt: Prompt, index: int) -> list[int]:
+    def _request(
+        self, prompt: Prompt, sampling: Sampling, draft_tokens: DraftTokens, marks: ChannelMarks | None, name: str
+    ) -> Request:
+        if not isinstance(draft_tokens, int) and draft_tokens != "auto":
+            raise ConfigError(f"draft_tokens: {draft_tokens!r} is not allowed; it must be a whole number or 'auto'")
+        if draft_tokens != "auto" and not 0 <= draft_tokens <= MOST_GUESSES:
+            raise ConfigError(
+                f"draft_tokens: {draft_tokens} is not allowed; it must be a whole number from 0 to {MOST_GUESSES}"
+            )
+        ids = self._ids(prompt, name)
+        if len(ids) >= self.capacity:
+            raise DataError(
+                f"{name}: it has {len(ids):,} tokens, and this engine remembers {self.capacity:,} of a prompt and its "
+                "answer together; give it more cache_tokens"
+            )
+        self._submitted += 1
+        chooser = Chooser(sampling, self._vocabulary, ids, marks, self._grammars if sampling.grammar else None)
+        draft = None if draft_tokens == "auto" else draft_tokens
+        return Request(ids, sampling, chooser, self._submitted, self.capacity, draft)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self.model.vocab_size)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._vocabulary)
+
+    def _ids(self, prompt: Prompt, name: str) -> list[int]:
         beginning = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
         if isinstance(prompt, str):
             try:
                 prompt.encode()
             except UnicodeEncodeError as error:
-                raise DataError(f"prompt {index}: character {error.start} is half a surrogate pair, not text") from None
+                raise DataError(f"{name}: character {error.start} is half a surrogate pair, not text") from None
             prompt = [*beginning, *self.tokenizer.encode(prompt)]
         if not isinstance(prompt, list | tuple):
-            raise DataError(f"prompt {index}: expected a text or a list of token ids, got {type(prompt).__name__}")
+            raise DataError(f"{name}: expected a text or a list of token ids, got {type(prompt).__name__}")
         for place, token in enumerate(prompt):
             if not isinstance(token, int) or not 0 <= token < self.model.vocab_size:
                 raise DataError(
-                    f"prompt {index}: {token!r} at place {place} is not a token id; "
+                    f"{name}: {token!r} at place {place} is not a token id; "
                     f"they are whole numbers from 0 to {self.model.vocab_size - 1}"
                 )
         if not (ids := list(prompt) or beginning):
-            raise DataError(f"prompt {index}: it is empty, and this tokenizer has no token for the beginning of a text")
+            raise DataError(f"{name}: it is empty, and this tokenizer has no token for the beginning of a text")
         return ids
 
-    def _checked(self, draft_tokens: int) -> int:
-        if not isinstance(draft_tokens, int) or draft_tokens < 0:
-            raise ConfigError(f"draft_tokens: {draft_tokens!r} is not allowed; it must be a whole number from 0")
-        if draft_tokens and self.model.mtp is None:
-            raise ConfigError(
-                f"draft_tokens: {draft_tokens} is not allowed; this model has no prediction block, so use 0"
-            )
-        return draft_tokens
+
+def _open(source: Path, packed: bool) -> Any:
+    """The model of a folder, where it will run.
+
+    Args:
+        packed: multiply by quantized matrices as they are stored, where that is built; else they are dequantized.
+    """
+    device = pick_device("auto")
+    if packed and device.type == "cpu" and not is_adapter(source):
+        folder, verified = model_folder(source)
+        if owner(folder) == MAIN_SYSTEM:
+            return part(MAIN_SYSTEM, "packed_folder").read_packed(folder, verified=verified).eval()
+    return load(source).to(device)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _versions(model: LanguageModel) -> list[tuple[int, int]]:
+    """Where the weights are and how often they were written to; another answer means that they have changed.
+
+    Those made in inference mode do not count; nobody learns with them.
+    """
+    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in model.parameters()]

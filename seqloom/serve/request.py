@@ -1,18 +1,40 @@
 """One prompt on its way to an answer: what was drawn, what may be shown, and whether it is finished."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
+from seqloom.core.errors import SeqloomError
+from seqloom.serve.channels import Channel, Piece
+from seqloom.serve.choosing import Choice, Chooser
 from seqloom.serve.config import Sampling
-from seqloom.serve.contract import Tokenizer
-from seqloom.serve.drafting import MtpDrafter
-from seqloom.serve.sampling import Sampler
-from seqloom.serve.text import Detokenizer, StopStrings
+from seqloom.serve.prefix import PageKeys
+from seqloom.serve.sampling import logprobs, on_cpu
 
-FinishReason = Literal["stop", "length", "eos"]
+_SCORED = 64
+"""Places of a prompt whose logits are held at once."""
+
+FinishReason = Literal["stop", "length", "eos", "cancelled", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of one request, counted."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt, those that an earlier request had left behind."""
+    completion_tokens: int
+    reasoning_tokens: int
+    forced_tokens: int
+    """Written to close the thinking; the model did not choose them."""
+    drafted_tokens: int
+    """Guessed ahead."""
+    accepted_tokens: int
+    """Guesses that were right; divided by `drafted_tokens` this is the acceptance rate."""
 
 
 @dataclass(frozen=True)
@@ -20,84 +42,203 @@ class Completion:
     """The answer to one prompt."""
 
     text: str
-    """Without the stop string, the prompt, and a character that was cut off by the length."""
+    """Without the stop string, the prompt, thinking, and a character that was cut off by the length."""
     token_ids: list[int]
     """Every token drawn, the end-of-text token included."""
     finish_reason: FinishReason
-    """A stop string was complete, `max_tokens` were drawn, or the model ended the text."""
+    """A stop string was complete, `max_tokens` were drawn, the model ended the text, or somebody else did."""
     prompt_tokens: int
     drafted_tokens: int
     """Tokens guessed ahead."""
     accepted_tokens: int
     """Guesses that were right; divided by `drafted_tokens` this is the acceptance rate."""
+    reasoning: str = ""
+    """The thinking before the answer."""
+    tool_calls: str = ""
+    """The text of tool calls, their tags included."""
+    logprobs: list[Choice] | None = None
+    """If asked for: what each token's log-probability was, and which others were likely."""
+    cached_tokens: int = field(default=0, compare=False)
+    """Tokens of the prompt that an earlier request had left behind."""
+    forced_tokens: int = 0
+    """Tokens written to close the thinking."""
+
+
+class Scored(NamedTuple):
+    """What the model says of a token of the prompt: its log-probability, and the most likely tokens with theirs."""
+
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+
+@dataclass
+class Fresh:
+    """What a turn has added to an answer."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Choice] | None = None
+    prompt_logprobs: list[Scored] | None = None
 
 
 class Request:
-    """A prompt and the answer so far."""
+    """A prompt and the answer so far.
 
-    def __init__(self, prompt: list[int], sampling: Sampling, tokenizer: Tokenizer) -> None:
+    Args:
+        chooser: of its tokens, from whose settings and prompt it was made.
+        number: requests that came earlier have smaller ones.
+        most: tokens that the prompt and its answer can have together.
+        draft_tokens: tokens to guess in a step; None has the engine choose.
+    """
+
+    def __init__(
+        self, prompt: list[int], sampling: Sampling, chooser: Chooser, number: int, most: int, draft_tokens: int | None
+    ) -> None:
         assert prompt
-        self.prompt = prompt
-        self.unseen = prompt[-1:]
-        """The last tokens, which the model's states have not seen yet; the engine keeps this."""
-        self.tokens: list[int] = []
+        self.sampling, self.number, self.draft_tokens = sampling, number, draft_tokens
+        self.ids = list(prompt)
+        """The prompt and the tokens drawn so far."""
         self.finish_reason: FinishReason | None = None
-        self.drafter: MtpDrafter | None = None
-        self._drafted = self._accepted = 0
-        self._max_tokens = sampling.max_tokens
-        self._eos = tokenizer.eos
-        self._sampler = Sampler(sampling)
-        self._detokenizer = Detokenizer(tokenizer, prompt)
-        self._stop = StopStrings(sampling.stop)
-        self._pieces: list[str] = []
+        self.failure: SeqloomError | None = None
+        self.fresh = Fresh()
+        self.keys = PageKeys()
+        self.answer_key: bytes | None = None
+        """Of the newest prefix that was remembered while answering."""
+        self.ahead: Float[Tensor, "D"] | None = None
+        """Output of the prediction block at the newest position."""
+        self.newest: Float[Tensor, "D"] | None = None
+        """Hidden state of the last token of a revived prefix, which the prediction block has yet to follow."""
+        self.cached_tokens: int | None = None
+        self.prompt_scores: list[Scored] | None = None
+        """Log-probabilities of the prompt's tokens, as far as they are known and if they are asked for."""
+        if sampling.prompt_logprobs is not None:
+            self.prompt_scores = [Scored(None, [])]
+        self.drafted = self.accepted = self._forced = 0
+        self.prompt_tokens = len(prompt)
+        self._last = min(len(prompt) + sampling.max_tokens, most)
+        self._chooser = chooser
+        self._pieces: list[Piece] = []
+        self._choices: list[Choice] | None = None if sampling.logprobs is None else []
+
+    @property
+    def tokens(self) -> list[int]:
+        """Drawn so far."""
+        return self.ids[self.prompt_tokens :]
+
+    @property
+    def drafts(self) -> bool:
+        return self.draft_tokens != 0
 
     @property
     def remaining(self) -> int:
         """Tokens that may still be drawn."""
-        return self._max_tokens - len(self.tokens)
+        return self._last - len(self.ids)
 
-    def guess(self, most: int) -> list[int]:
-        """Guess tokens after the newest, no more than could be used; none without a drafter."""
-        if self.drafter is None:
-            return []
-        guesses = self.drafter.propose(min(most, self.remaining - 1), self.choose)
-        self._drafted += len(guesses)
-        return guesses
+    @property
+    def error(self) -> str | None:
+        """What went wrong, if something did."""
+        return None if self.failure is None else str(self.failure)
 
-    def choose(self, logits: Float[Tensor, "V"], ahead: int) -> int:
-        """Draw the token `ahead` places after the next."""
-        return self._sampler.draw(logits, len(self.tokens) + ahead)
+    def guess(self, logits: Float[Tensor, "V"], ahead: int) -> int:
+        """A guess at the token `ahead` places after the next, which changes nothing."""
+        return self._chooser.guess(logits, ahead)
 
-    def take(self, tokens: list[int]) -> str:
-        """Add tokens to the answer up to its end; returns the text that can be shown now."""
-        piece = ""
-        for place, token in enumerate(tokens):
-            self.tokens.append(token)
-            self._accepted += place < len(tokens) - 1
-            if token != self._eos:
-                piece += self._stop.push(self._detokenizer.push(token))
-            self.finish_reason = self._reason_to_finish()
-            if self.finish_reason is not None:
-                piece += self._stop.push(self._detokenizer.flush()) + self._stop.flush()
-                break
-        self._pieces.append(piece)
-        return piece
+    def draw(self, logits: Float[Tensor, "T V"], guesses: list[int]) -> int:
+        """Draw tokens as long as they are what was guessed, then the first that was not, and no more than the end.
+
+        Args:
+            logits: of the places of all guesses and of the one after.
+        Returns:
+            the number of tokens fed that turned out to belong to the text, the newest one included.
+        """
+        before = len(self.ids)
+        try:
+            for place, row in enumerate(logits[: len(guesses) + 1]):
+                self._take(self._chooser.choose(row))
+                if self.finish_reason or place == len(guesses) or self.ids[-1] != guesses[place]:
+                    break
+        except SeqloomError as error:
+            self.failure, self.finish_reason = error, "error"
+            self._show(self._chooser.flush())
+        drawn = len(self.ids) - before
+        self.drafted += len(guesses)
+        self.accepted += max(0, drawn - 1)
+        return max(1, drawn)
+
+    def score(
+        self,
+        hidden: Float[Tensor, "T D"],
+        start: int,
+        head: Callable[[Float[Tensor, "1 T D"]], Float[Tensor, "1 T V"]],
+    ) -> None:
+        """Take in what the hidden states of the prompt, from a place on, say of the tokens after them."""
+        scores, count = self.prompt_scores, self.sampling.prompt_logprobs
+        assert scores is not None
+        assert count is not None
+        for piece in range(0, len(hidden), _SCORED):
+            for place, logits in enumerate(head(hidden[None, piece : piece + _SCORED])[0], start + piece + 1):
+                if place == len(scores) < self.prompt_tokens:
+                    raw = on_cpu(logits)
+                    scores.append(Scored(*logprobs(raw, int(raw.argmax()), self.ids[place], count)))
+        if len(scores) == self.prompt_tokens:
+            self.fresh.prompt_logprobs = scores
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the answer from outside."""
+        self.finish_reason = reason
+        self._show(self._chooser.flush())
+
+    def pieces(self, first: int = 0) -> list[Piece]:
+        """All pieces of text from one on."""
+        return self._pieces[first:]
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens or 0,
+            completion_tokens=len(self.ids) - self.prompt_tokens,
+            reasoning_tokens=self._chooser.channels.thinking,
+            forced_tokens=self._forced,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
+        )
 
     def completion(self) -> Completion:
         """The finished answer."""
         assert self.finish_reason is not None
+
+        def text(wanted: Channel) -> str:
+            return "".join(text for channel, text in self._pieces if channel == wanted)
+
+        usage = self.usage
         return Completion(
-            text="".join(self._pieces),
+            text=text("content"),
             token_ids=self.tokens,
             finish_reason=self.finish_reason,
-            prompt_tokens=len(self.prompt),
-            drafted_tokens=self._drafted,
-            accepted_tokens=self._accepted,
+            prompt_tokens=usage.prompt_tokens,
+            drafted_tokens=usage.drafted_tokens,
+            accepted_tokens=usage.accepted_tokens,
+            reasoning=text("reasoning"),
+            tool_calls=text("tool"),
+            logprobs=self._choices,
+            cached_tokens=usage.cached_tokens,
+            forced_tokens=usage.forced_tokens,
         )
 
-    def _reason_to_finish(self) -> FinishReason | None:
-        if self._stop.stopped:
-            return "stop"
-        if self.tokens[-1] == self._eos:
-            return "eos"
-        return "length" if self.remaining == 0 else None
+    def _take(self, choice: Choice) -> None:
+        """Add a token to the answer."""
+        self.ids.append(choice.token)
+        self.fresh.token_ids.append(choice.token)
+        if self._choices is not None:
+            self._choices.append(choice)
+            self.fresh.logprobs = [*(self.fresh.logprobs or []), choice]
+        self._forced += choice.forced
+        self._show(choice.pieces)
+        self.finish_reason = choice.ends or ("length" if self.remaining == 0 else None)
+        if self.finish_reason is not None:
+            self._show(self._chooser.flush())
+
+    def _show(self, pieces: list[Piece]) -> None:
+        self._pieces += pieces
+        self.fresh.pieces += pieces

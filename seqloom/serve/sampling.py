@@ -8,74 +8,84 @@
     token  = argmax p / e,   e ~ Exp(1) independent per token id
 
 The filters run in this order, each on what the one before left, as in transformers. The last line draws exactly from p
-(an exponential race, equal to the Gumbel-max trick). The noise e of draw i is a function of (seed, i) alone, so
+(an exponential race, equal to the Gumbel-max trick). The noise e is a function of (seed, place, token id) alone, so
 neighbours in a batch cannot change a draw, and a guess drawn from another distribution with the same noise is the same
 token with probability at least (1 - TV) / (1 + TV), TV their total variation distance (Daliri, Musco and Suresh 2024).
+All of it happens on the CPU, where a draw costs less than a launch for every step of it would.
 """
 
 import math
-import secrets
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from seqloom.core.errors import NumericsError
-from seqloom.core.seeds import generator
+from seqloom.core.seeds import derive
+from seqloom.ops.token_draw import raised, survivors, token_cut, token_draw, token_mass
 from seqloom.serve.config import Sampling
 
 
-def probabilities(logits: Float[Tensor, "V"], sampling: Sampling) -> tuple[Float[Tensor, "K"], Int[Tensor, "K"]]:
+def on_cpu(logits: Float[Tensor, "V"]) -> Float32[Tensor, "V"]:
+    """Logits where they are drawn from; shares their memory where it can."""
+    return logits.detach().to("cpu", torch.float32).contiguous()
+
+
+def most_likely(logits: Float32[Tensor, "V"], place: int) -> int:
+    """The token with the largest logit, the first of several.
+
+    Raises:
+        NumericsError: the logits hold NaN or infinity.
+    """
+    array = logits.numpy()  # whose argmax is many times faster, and that of a NaN if there is one
+    token = int(array.argmax())
+    if not math.isfinite(array[token]):
+        raise NumericsError(f"token {place} of the answer: the model's logits are not finite (largest: {array[token]})")
+    return token
+
+
+def probabilities(
+    logits: Float[Tensor, "V"], sampling: Sampling
+) -> tuple[Float64[np.ndarray, "K"], Int64[np.ndarray, "K"]]:
     """The distribution that the next token is drawn from: temperature, then top-k, top-p and min-p.
 
     Returns:
         probabilities, and the ids of the K tokens that have them; all other tokens have none.
     """
-    scores = logits / max(sampling.temperature, 1e-20)  # less would overflow FP32, and is as good as 0
-    ids = torch.arange(len(scores), device=scores.device)
-    if 0 < sampling.top_k < len(scores):
-        ids = (scores >= scores.topk(sampling.top_k).values[-1]).nonzero()[:, 0]
-        scores = scores[ids]
-    p = scores.softmax(dim=0)
-    if sampling.top_p < 1:
-        kept = _most_likely(p, sampling.top_p)
-        p, ids = p[kept], ids[kept]
-    if sampling.min_p > 0:
-        kept = p >= sampling.min_p * p.max()
-        p, ids = p[kept], ids[kept]
-    return p / p.sum(), ids
+    logits = on_cpu(logits)
+    largest = logits.max().item()
+    sharpness = _sharpness(sampling)
+    cut = token_cut(logits, largest, sharpness, sampling.top_k, float(sampling.top_p))
+    ids = survivors(logits, raised(cut, largest, sharpness, float(sampling.min_p)))
+    weight = np.exp((logits.numpy()[ids].astype(np.float64) - largest) * sharpness)
+    return weight / weight.sum(), ids
 
 
-def _most_likely(p: Float[Tensor, "K"], mass: float) -> Int[Tensor, "L"]:
-    """Places of the most likely entries, as many as it takes to hold the mass."""
-    for size in (min(256, len(p)), len(p)):  # a few nearly always hold it, and sorting a whole vocabulary is slow
-        ranked, places = p.topk(size)
-        upto = ranked.double().cumsum(dim=0)
-        if upto[-1] >= mass:
-            break
-    return places[upto - ranked < mass]
+def draw(logits: Float32[Tensor, "V"], likeliest: int, sampling: Sampling, seed: int, place: int) -> int:
+    """The token for a place of the answer; asked again with the same logits it is the same token.
+
+    Args:
+        likeliest: the token with the largest logit.
+    """
+    if sampling.temperature == 0:
+        return likeliest
+    largest = logits[likeliest].item()
+    filters = sampling.top_k, float(sampling.top_p), float(sampling.min_p)
+    return token_draw(logits, largest, _sharpness(sampling), *filters, derive(seed, "sampling", place))
 
 
-class Sampler:
-    """Draws the tokens of one request."""
+def logprobs(
+    logits: Float32[Tensor, "V"], likeliest: int, token: int, count: int
+) -> tuple[float, list[tuple[int, float]]]:
+    """Log-probability of a token, and of so many most likely ones with their ids, without temperature and filters; of
+    equally likely ones the first ids."""
+    largest, array = logits[likeliest].item(), logits.numpy()
+    normalizer = largest + math.log(token_mass(logits, largest, 1.0))
+    ids = survivors(logits, token_cut(logits, largest, 1.0, count, 1.0)) if count else np.array([], dtype=np.int64)
+    ids = ids[np.lexsort((ids, -array[ids]))][:count]
+    return float(array[token]) - normalizer, [(int(index), float(array[index]) - normalizer) for index in ids]
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
 
-    def draw(self, logits: Float[Tensor, "V"], index: int) -> int:
-        """The token for place `index` of the answer; asked again with the same logits it is the same token.
-
-        Raises:
-            NumericsError: the logits hold NaN or infinity.
-        """
-        largest, token = logits.max(dim=0)
-        if not math.isfinite(largest.item()):
-            raise NumericsError(f"token {index} of the answer: the model's logits are not finite (largest: {largest})")
-        if self._sampling.temperature == 0:
-            return int(token.item())
-        p, ids = probabilities(logits, self._sampling)
-        noise = torch.rand(len(logits), dtype=torch.float64, generator=generator(self._seed, "sampling", index))
-        noise = noise.to(ids.device)
-        exponential = -(noise if len(ids) == len(noise) else noise[ids]).log()  # above 0: torch.rand stays below 1
-        return int(ids[(p / exponential).argmax()].item())
+def _sharpness(sampling: Sampling) -> float:
+    return 1 / max(sampling.temperature, 1e-20)  # less would overflow FP32, and is as good as 0

@@ -6,10 +6,18 @@ character has at most four bytes, so what is still broken after three tokens is 
 end is the beginning of a stop string is held until it is clear what it becomes.
 """
 
-from seqloom.serve.contract import Tokenizer
+from collections.abc import Sequence
+from typing import Protocol
 
 _BROKEN = "\ufffd"
 _WAITING_TOKENS = 3
+_CONTEXT_TOKENS = 32
+
+
+class Decoder(Protocol):
+    """What turns tokens into text."""
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class Detokenizer:
@@ -19,14 +27,14 @@ class Detokenizer:
     token's text may depend on the one before it: some tokenizers leave out the space of a token at the beginning.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: list[int]) -> None:
+    def __init__(self, tokenizer: Decoder, before: Sequence[int]) -> None:
         """
         Args:
-            before: the tokens that the text continues; their own text is not shown.
+            before: the tokens that the text continues; their own text is not shown, and only the last ones matter.
         """
         self._decode = tokenizer.decode
-        self._ids = list(before)
-        self._settled = len(before)
+        self._ids = list(before[-_CONTEXT_TOKENS:])
+        self._settled = len(self._ids)
         text = self._decode(self._ids)
         self._shown = len(text) - text.endswith(_BROKEN)
 
@@ -53,6 +61,13 @@ class Detokenizer:
         """The text still waiting, without the part of a character that it may end in."""
         return self._decode(self._ids)[self._shown :].rstrip(_BROKEN)
 
+    def settle(self) -> str:
+        """The text still waiting; what comes next does not belong to its last character."""
+        text = self.flush()
+        self._ids = self._ids[: self._settled]
+        self._shown = len(self._decode(self._ids))
+        return text
+
 
 class StopStrings:
     """Lets text through until a stop string is complete, wherever the pieces are cut.
@@ -74,16 +89,17 @@ class StopStrings:
         if found:
             self.stopped = True
             return self._held[: min(found)[1]]
-        unsure = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        unsure = max((overlap(self._held, stop) for stop in self._stop), default=0)
         clear = len(self._held) - unsure
         certain, self._held = self._held[:clear], self._held[clear:]
         return certain
 
     def flush(self) -> str:
-        """The text held back, once no more can follow."""
-        return "" if self.stopped else self._held
+        """The text held back, once no more can follow that belongs to it."""
+        certain, self._held = "" if self.stopped else self._held, ""
+        return certain
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
     return next((length for length in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:length])), 0)

@@ -18,6 +18,8 @@ STUDIES = {
     "speech_speed": "training and CTC beside the plain way (arXiv 1512.02595)",
     "attention": "agents that see only what they attend to, and what attention causes (arXiv 1906.02500)",
     "balancing": "expert load with and without auxiliary-loss-free balancing (arXiv 2408.15664)",
+    "inference": "time, memory and rows that a hybrid saves beside a Transformer of its size (arXiv 2504.03624)",
+    "mtp": "guessing with the prediction block: what is accepted and what it gains (arXiv 2512.20856)",
     "ssm_cache": "Mamba states in fewer bits, with and without stochastic rounding (arXiv 2512.20856)",
 }
 """Name -> what it asks; the file of the same name answers."""

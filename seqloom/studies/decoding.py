@@ -79,10 +79,10 @@ def step_bytes(config: HybridConfig, context: int) -> int:
     """Memory traffic of one row's next token, from shapes alone."""
     weights = budget(config).active_with_head
     state = state_budget(config)
-    return WIDE * weights + state.kv_bytes_per_token // 2 * WIDE * context + 2 * _state(config)
+    return WIDE * weights + state.kv_bytes_per_token // 2 * WIDE * context + 2 * state_bytes(config)
 
 
-def _state(config: HybridConfig) -> int:
+def state_bytes(config: HybridConfig) -> int:
     """Bytes of Mamba state of a row as held here: an FP32 matrix, and a window without the column never read again."""
     state = state_budget(config)
     windows = state.conv_elements // config.mamba.conv_width if config.mamba is not None else 0
@@ -117,7 +117,7 @@ def _at(models: Mapping[str, HybridConfig], context: int) -> list[Point]:
             context=context,
             seconds=float(f"{median(times[name]):.4g}"),
             state_bytes=held[name],
-            predicted_state_bytes=state_budget(config).kv_bytes_per_token // 2 * WIDE * context + _state(config),
+            predicted_state_bytes=state_budget(config).kv_bytes_per_token // 2 * WIDE * context + state_bytes(config),
             step_bytes=step_bytes(config, context),
         )
         for name, config in models.items()

@@ -1,15 +1,17 @@
 """A conversation whose lines come from a script."""
 
 import io
-import shutil
-from collections.abc import Iterator
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.scripted_engine import TEMPLATE, ScriptedEngine, write_folder
 
 from micro_runs import Trained
 from seqloom.cli.chat import PlainText, Turns
+from seqloom.cli.dialogue import Asked
 from seqloom.cli.main import main
 from seqloom.core.errors import DataError
 from seqloom.data.tokenizer import open_tokenizer
@@ -44,19 +46,29 @@ def test_the_end_of_input_leaves(
 
 
 def test_ctrl_c_stops_an_answer_only(
-    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scripted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts: list[object] = []
+    steps = ScriptedEngine.step
 
-    def stream(self: Engine, prompt: object, *settings: object) -> Iterator[str]:
-        prompts.append(prompt)
-        yield "half an "
-        raise KeyboardInterrupt
+    def step(self: ScriptedEngine) -> list[Any]:
+        found = steps(self)
+        if self._running[0].usage.completion_tokens == 2:
+            signal.raise_signal(signal.SIGINT)
+        return found
 
-    monkeypatch.setattr(Engine, "stream", stream)
-    shown = chat(trained.folder, "one\ntwo\n", capsys, monkeypatch)
-    assert shown.count("half an  [stopped]") == 2
-    assert prompts == ["one", "onehalf an \ntwo"]
+    monkeypatch.setattr(ScriptedEngine, "step", step)
+    shown = chat(scripted, "COUNT{5}\nCOUNT{7}\n", capsys, monkeypatch)
+    assert shown.count("1 2 [stopped]") == 2
+    assert ScriptedEngine.prompts == ["COUNT{5}", "COUNT{5}1 2\nCOUNT{7}"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_how_fast_the_last_answer_was(
+    scripted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = chat(scripted, "/speed\nCOUNT{3}\n/speed\n", capsys, monkeypatch).splitlines()
+    assert shown[1] == "nothing was answered yet"
+    assert re.fullmatch(r"[\d,.]+ tokens/s, 4 tokens, first after [\d.]+ s, 50% of 6 guesses right", shown[3])
 
 
 CHAT = (
@@ -67,24 +79,28 @@ CHAT = (
 )
 
 
-@pytest.fixture(scope="module")
-def chatty(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained model with a chat template."""
-    folder = tmp_path_factory.mktemp("chatty") / "model"
-    shutil.copytree(trained.folder, folder)
-    (folder / "chat_template.jinja").write_text(CHAT)
-    return folder
+@pytest.fixture
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a base model whose engine says what it is told."""
+    monkeypatch.setattr("seqloom.serve.engine.Engine", ScriptedEngine)
+    monkeypatch.setattr(ScriptedEngine, "prompts", [], raising=False)
+    return write_folder(tmp_path / "model")
+
+
+@pytest.fixture
+def chatty(scripted: Path) -> Path:
+    """The same with a chat template."""
+    return write_folder(scripted, CHAT)
 
 
 def turns(folder: Path, template: str = CHAT, **settings: Any) -> Turns:
     (folder / "chat_template.jinja").write_text(template)
-    tokenizer = open_tokenizer(folder)
-    assert tokenizer.template is not None
-    return Turns(tokenizer, tokenizer.template, **settings)
+    return Turns(open_tokenizer(folder), **settings)
 
 
-def spelled(folder: Path, prompt: Any) -> str:
-    return open_tokenizer(folder).decode(prompt, specials=True)
+def spelled(folder: Path, asked: Asked) -> str:
+    assert isinstance(asked.prompt, list)
+    return open_tokenizer(folder).decode(asked.prompt, specials=True)
 
 
 def test_a_chat_template_shapes_the_turns(chatty: Path) -> None:
@@ -92,55 +108,65 @@ def test_a_chat_template_shapes_the_turns(chatty: Path) -> None:
     conversation.say("hi")
     conversation.answer("hello")
     conversation.say("more")
-    assert spelled(chatty, conversation.prompt()) == (
+    asked = conversation.ask(Sampling(thinking_tokens=5))
+    assert spelled(chatty, asked) == (
         "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
         "<|im_start|>assistant\nhello<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
     )
+    assert asked.sampling == Sampling(thinking_tokens=5, stop_token_ids=(11,))
+    assert asked.marks is not None
+    assert (asked.marks.think_close, asked.marks.starts_thinking) == ("</think>", False)
 
 
 def test_thoughts_go_back_as_thoughts(chatty: Path) -> None:
     conversation = turns(chatty, options={"thinking": True})
-    for said, answer in (("a", "hm\n</think>\n\nyes"), ("b", "<think>\nwhy\n</think>\nno"), ("c", "cut off in tho")):
+    for said, thoughts, answer in (("a", "hm\n", "\n\nyes"), ("b", "\nwhy\n", "\nno"), ("c", "cut off in tho", "")):
         conversation.say(said)
-        assert spelled(chatty, conversation.prompt()).endswith("<|im_start|>assistant\n<think>\n")
-        conversation.answer(answer)
-    text = spelled(chatty, conversation.prompt())
+        asked = conversation.ask(Sampling())
+        assert spelled(chatty, asked).endswith("<|im_start|>assistant\n<think>\n")
+        assert asked.marks is not None
+        assert asked.marks.starts_thinking
+        conversation.answer(answer, thoughts)
+    text = spelled(chatty, conversation.ask(Sampling()))
     assert "<think>\nhm\n</think>\nyes<|im_end|>" in text
     assert "<think>\nwhy\n</think>\nno<|im_end|>" in text
     assert "<think>\ncut off in tho\n</think>\n<|im_end|>" in text
 
 
-def test_an_answer_ends_with_its_turn_and_shows_its_thoughts(chatty: Path) -> None:
-    answers = turns(chatty).answers
-    tokenizer = open_tokenizer(chatty)
-    assert (answers.eos, answers.bos, answers.size) == (11, tokenizer.bos, tokenizer.size)
-    ids = tokenizer.encode("<|im_start|>why</think>yes<|im_end|>", specials=True)
-    assert answers.decode(ids) == "why</think>yes"
-    assert answers.encode("<think>") == tokenizer.encode("<think>")
+def test_a_budget_of_nothing_leaves_thoughts_away(chatty: Path) -> None:
+    conversation = turns(chatty, TEMPLATE)
+    conversation.say("a")
+    for budget, end in ((None, "<think>\n"), (9, "<think>\n"), (0, "assistant\n")):
+        asked = conversation.ask(Sampling(thinking_tokens=budget))
+        assert spelled(chatty, asked).endswith(end)
+        assert asked.sampling.thinking_tokens == budget
+    conversation = turns(chatty, "{{ messages[-1].content }}<|im_end|>")  # knows of no thoughts
+    conversation.say("a")
+    assert conversation.ask(Sampling(thinking_tokens=9)).sampling.thinking_tokens is None
 
 
 def test_the_whole_conversation_of_a_chat_model(
     chatty: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (chatty / "chat_template.jinja").write_text(CHAT)
-    prompts: list[str] = []
-
-    def stream(self: Engine, prompt: Any, *settings: object) -> Iterator[str]:
-        prompts.append(spelled(chatty, prompt))
-        assert self.tokenizer.eos == 11
-        yield "because</think>"
-        yield "yes"
-
-    monkeypatch.setattr(Engine, "stream", stream)
-    monkeypatch.setattr("sys.stdin", io.StringIO("one\n/reset\ntwo\nthree\n"))
-    main(["chat", str(chatty), "--system", "s", "--template-option", "thinking=true", *SHORT])
-    assert "because</think>yes\n" in capsys.readouterr().out
+    said = "SAY{because </think> yes}"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{said}\n/reset\n{said}\nCOUNT{{1}}\n"))
+    main(["chat", str(chatty), "--system", "s", "--template-option", "thinking=true", "--max-tokens", "9"])
+    assert "because</think> yes\n" in capsys.readouterr().out
     begin, end = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n"
-    assert prompts == [
-        f"{begin}one{end}",
-        f"{begin}two{end}",
-        f"{begin}two{end}because\n</think>\nyes<|im_end|>\n<|im_start|>user\nthree{end}",
+    assert ScriptedEngine.prompts == [
+        f"{begin}{said}{end}",
+        f"{begin}{said}{end}",
+        f"{begin}{said}{end}because\n</think>\n yes<|im_end|>\n<|im_start|>user\nCOUNT{{1}}{end}",
     ]
+
+
+def test_thoughts_are_dimmed_on_a_terminal(
+    chatty: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("SAY{because </think> yes}\n"))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    main(["chat", str(chatty), "--template-option", "thinking=true"])
+    assert "\x1b[2mbecause\x1b[22m yes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -153,12 +179,12 @@ def test_a_template_that_cannot_be_rendered_is_known_at_once(chatty: Path, templ
 
 
 def test_options_that_cannot_be_used(
-    trained: Trained, chatty: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scripted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (chatty / "chat_template.jinja").write_text(CHAT)
+    chatty = write_folder(tmp_path / "chatty", CHAT)
     for folder, arguments, words in (
-        (trained.folder, ["--system", "s"], "need a chat template, and this model has none"),
-        (trained.folder, ["--template-option", "a=1"], "need a chat template, and this model has none"),
+        (scripted, ["--system", "s"], "need a chat template, and this model has none"),
+        (scripted, ["--template-option", "a=1"], "need a chat template, and this model has none"),
         (chatty, ["--template-option", "thinking"], "expected NAME=VALUE, got 'thinking'"),
         (chatty, ["--template-option", "thinkin=true"], "'thinkin': this chat template does not read it"),
         (chatty, ["--template-option", "messages=[]"], "'messages': comes from the conversation"),
@@ -176,4 +202,4 @@ def test_plain_text_puts_each_line_of_the_user_on_its_own() -> None:
     text.say("c")
     text.answer("d")
     text.say("e")
-    assert text.prompt() == "ab\ncd\ne"
+    assert text.ask(Sampling()).prompt == "ab\ncd\ne"

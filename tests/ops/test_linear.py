@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqloom.ops import linear as room
+from seqloom.ops.kernels import invariant
 from seqloom.ops.linear import add_product, linear, linear_in_blocks, linear_reference, linear_torch, product
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -123,3 +124,16 @@ def test_bare_products(name, a_format, b_format, monkeypatch):
     before = copy.deepcopy(total)
     add_product(total, a, b)
     torch.testing.assert_close(total.double(), before + exact, **CLOSE[BF16] if units else close, check_dtype=False)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "native"])
+@pytest.mark.parametrize(("x_format", "w_format"), FORMATS)
+def test_where_invariance_is_asked_for_no_row_sees_another(implementation, x_format, w_format, monkeypatch):
+    monkeypatch.setenv("SEQLOOM_KERNELS", f"linear={implementation}")
+    x, weight = numbers(90, 61, dtype=x_format), numbers(130, 61, dtype=w_format, seed=1)
+    with invariant():
+        y = linear(x, weight)
+        for rows in (1, 2, 33, 40):
+            assert torch.equal(linear(x[-rows:], weight), y[-rows:])
+        assert linear(x[:0], weight).shape == (0, 130)
+    torch.testing.assert_close(y, linear_reference(x, weight), **CLOSE[x_format])

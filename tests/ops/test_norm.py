@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seqloom.ops.kernels import invariant
 from seqloom.ops.norm import (
     gated_group_norm,
     gated_group_norm_reference,
@@ -79,3 +80,15 @@ def test_the_result_has_the_format_of_what_comes(dtype):
     assert rms_norm(x, weight, EPS).dtype == dtype
     assert gated_group_norm(x.float(), x, weight, 2, EPS).dtype == dtype
     assert gated_group_norm(x, x.float(), weight, 2, EPS).dtype == torch.float32
+
+
+@pytest.mark.parametrize("implementation", ["torch", "native"])
+def test_where_invariance_is_asked_for_no_row_sees_another(implementation, monkeypatch):
+    monkeypatch.setenv("SEQLOOM_KERNELS", f"norm={implementation}")
+    x, z, weight = (numbers(*shape, dtype=torch.float32) for shape in ((40, 1, 60), (40, 60, 1), (60,)))
+    z = z.transpose(1, 2)
+    with invariant(), torch.no_grad():
+        plain, gated = rms_norm(x, weight, EPS), gated_group_norm(x, z, weight, 4, EPS)
+        for rows in (1, 2, 3, 7, 30):
+            assert torch.equal(rms_norm(x[-rows:], weight, EPS), plain[-rows:])
+            assert torch.equal(gated_group_norm(x[-rows:], z[-rows:], weight, 4, EPS), gated[-rows:])

@@ -1,6 +1,5 @@
 """The engine on the hybrid model: every layer kind's memory, in batches, pieces and drafts."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,15 @@ import torch
 
 from seqloom.core.errors import DataError
 from seqloom.data.tokenizer import train_tokenizer
-from seqloom.serve import engine as engine_module
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
-from seqloom.serve.request import Request
 from tiny_models import make, tokens
 
-PROMPTS = [tokens(1, length, seed=length)[0].tolist() for length in (1, 2, 17, 40, 5)]
-SETTINGS = [Sampling(max_tokens=4 + index, temperature=1.2, seed=index) for index in range(len(PROMPTS))]
+PROMPTS = [tokens(1, length, seed=length)[0].tolist() for length in (15, 15, 14, 40, 1)]
+SETTINGS = [
+    Sampling(max_tokens=9 - index, temperature=1.2, seed=index, logprobs=1, ignore_eos=True)
+    for index in range(len(PROMPTS))
+]
 
 
 class Letters:
@@ -23,7 +23,7 @@ class Letters:
 
     bos, eos, size = 1, 2, 256
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, specials: bool = False) -> list[int]:
         return [ord(letter) for letter in text]
 
     def decode(self, ids: list[int]) -> str:
@@ -40,41 +40,41 @@ def test_greedy_answers_equal_full_passes(variant: str) -> None:
         assert best[len(prompt) - 1 : -1] == answer.token_ids
 
 
-def test_pieces_and_neighbours_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine((make("mtp"), Letters()))
-    alone = [engine.generate([prompt], each)[0] for prompt, each in zip(PROMPTS, SETTINGS, strict=True)]
-    for prefill, engine.max_rows in [(512, 32), (7, 2), (1, 3)]:
-        monkeypatch.setattr(engine_module, "PREFILL_TOKENS", prefill)
-        assert engine.generate(PROMPTS, SETTINGS) == alone
+def answers(engine: Engine, draft_tokens: int = 0) -> list[tuple[list[int], object]]:
+    found = engine.generate(PROMPTS, SETTINGS, draft_tokens)
+    assert engine.statistics.pages_free == engine.statistics.pages
+    return [(answer.token_ids, answer.logprobs) for answer in found]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.2])
-def test_drafting_changes_nothing(temperature: float) -> None:
-    engine = Engine((make("mtp"), Letters()))
-    sampling = Sampling(max_tokens=9, temperature=temperature, seed=1)
-    (plain,) = engine.generate([PROMPTS[2]], sampling)
-    for draft_tokens in range(1, 8):
-        (drafted,) = engine.generate([PROMPTS[2]], sampling, draft_tokens)
-        assert dataclasses.replace(drafted, drafted_tokens=0, accepted_tokens=0) == plain
-        assert drafted.drafted_tokens
+@pytest.mark.parametrize("variant", ["mtp", pytest.param("dense", marks=pytest.mark.full)])
+def test_nothing_changes_an_answer(variant: str) -> None:
+    """Neither neighbours, pieces, prefixes nor guesses change a bit, nor does a memory that is too small."""
+    model = make(variant)
+    alone = answers(Engine((model, Letters()), max_rows=1, prefix_cache=False))
+    for draft_tokens, settings in (
+        (0, {}),
+        (3, {"prefill_tokens": 7, "max_rows": 3}),
+        (5, {"cache_tokens": 80}),
+    ):
+        engine = Engine((model, Letters()), page_tokens=16, **settings)
+        assert answers(engine, draft_tokens) == alone, settings
+        assert answers(engine, draft_tokens) == alone, settings
+        if not settings:
+            assert engine.statistics.prefix_hit_tokens == 32
+    assert engine.statistics.preemptions
+    if variant == "mtp":
+        assert 0 < sum(engine.statistics.accepted) < sum(engine.statistics.drafted)
 
 
-@pytest.mark.parametrize("replay", [0, 5])
-def test_states_go_back_after_any_number_of_right_guesses(replay: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine((make("mtp"), Letters()))
-    sampling = Sampling(max_tokens=12, temperature=0)
-    (plain,) = engine.generate([PROMPTS[2]], sampling)
-    monkeypatch.setattr(engine_module, "REPLAY_TOKENS", replay)
-    for right in (0, 1, 2, 4):
-
-        def guess(request: Request, most: int, right: int = right) -> list[int]:
-            known = plain.token_ids[len(request.tokens) :][: min(most, request.remaining - 1)]
-            return [token if place < right else token ^ 1 for place, token in enumerate(known)]
-
-        monkeypatch.setattr(Request, "guess", guess)
-        (drafted,) = engine.generate([PROMPTS[2]], sampling, draft_tokens=4)
-        assert drafted.token_ids == plain.token_ids
-        assert drafted.accepted_tokens == len(plain.token_ids) - -(-len(plain.token_ids) // (right + 1))
+@pytest.mark.full
+@pytest.mark.parametrize("variant", ["moe", "one_group"])
+@pytest.mark.parametrize("states", [{"kv_cache": "fp8", "ssm_state": "fp16_sr"}, {"ssm_state": "int8_sr"}])
+def test_nothing_changes_an_answer_over_narrow_states(variant: str, states: dict[str, str]) -> None:
+    model = make(variant)
+    alone = answers(Engine((model, Letters()), max_rows=1, prefix_cache=False, **states))
+    engine = Engine((model, Letters()), page_tokens=16, prefill_tokens=24, drafter="ngram", **states)
+    assert [answers(engine, draft_tokens) for draft_tokens in (0, 4)] == [alone, alone]
+    assert engine.statistics.prefix_hit_tokens
 
 
 def test_a_folder_is_all_an_engine_needs(tmp_path: Path) -> None:

@@ -1,32 +1,31 @@
-"""How long the soak lasts: a taste in `make test`, the whole of it with SEQLOOM_SOAK=1 (`make soak`)."""
+"""What the tests of trainings that die share: how often, and who starts them."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
-from soak.workers import Workers
 
-FULL = os.environ.get("SEQLOOM_SOAK") == "1"
+from soak import soak
+from soak.workers import Workers
 
 
 @pytest.fixture(scope="session")
 def kills() -> int:
-    return 200 if FULL else 12
+    return soak(12, 200)
 
 
 @pytest.fixture(scope="session")
 def damages() -> int:
-    return 1200 if FULL else 300
+    return soak(300, 1200)
 
 
 @pytest.fixture(scope="session")
 def refusals() -> int:
-    return 10_000 if FULL else 24
+    return soak(24, 10_000)
 
 
 @pytest.fixture(scope="session")
 def losses() -> int:
-    return 10_000 if FULL else 12
+    return soak(12, 10_000)
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from core.checkpoint.test_power_loss import Disk, _rebuild
-from soak.workers import EFFECTS
 from train.test_loop import Diary, result
 from train.toy import ToyRun
 
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.errors import CheckpointError
 from seqloom.train.loop import train
+from soak.workers import EFFECTS
 
 REASONS = (errno.EIO, errno.ENOSPC, errno.EACCES)
 

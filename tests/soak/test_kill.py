@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak.workers import Order, Workers, dying
 from train.test_loop import result
 
 from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.train.loop import train
+from soak.workers import Order, Workers, dying
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["at_once", "in_background"])

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from seqloom.ops.native.compiler import BuildError, find_compiler
+from soak import SOAKING
 
 NATIVE = Path(__file__).parent.parent / "ops" / "native"
 OF_THE_FOUNDATION = {"test_build", "test_simd", "test_threads"}
 
 
-@pytest.mark.skipif(os.environ.get("SEQLOOM_SOAK") != "1", reason="compiles all kernels twice more: run by `make soak`")
+@pytest.mark.skipif(not SOAKING, reason="compiles all kernels twice more: run by `make soak`")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("width", [4, 8, 16])
 def test_kernels_hold_with_other_vectors(width: int) -> None:

@@ -95,7 +95,7 @@ void block_of_few(const Attention<E>& a, int64_t b, int64_t g, int64_t first, in
     for (int64_t i = 0; i < m * ldq; i += W) store(q + i, load(q + i) * a.scale);
     const E* k = a.k + b * a.k_row + g * a.k_head + first * a.k_token;
     const E* v = a.v + b * a.k_row + g * a.k_head + first * a.k_token;
-    few_rows<Keys>(m, count, a.width, q, ldq, k, a.k_token, scores, count);
+    few_rows<Keys>(m, count, a.width, q, ldq, {k, a.k_token}, scores, count);
     for (int64_t i = 0; i < m; ++i) {
         int64_t seen = std::min(count, a.lengths[b] + i % a.tokens + 1 - first);
         float top = seen > 0 ? largest(scores + i * count, seen) : -INFINITY;

@@ -70,7 +70,7 @@ void multiply(bool few, int64_t m, int64_t n, int64_t k, const X* x, const V* w,
     float* arranged = memory<float>(m * width + (add ? m * n : 0), spare_slot);
     float* product = add ? arranged + m * width : y;
     for (int64_t i = 0; i < m; ++i) arrange<Weights>(x + i * k, k, arranged + i * width);
-    few_rows<Weights>(m, n, k, arranged, width, w, k, product, n);
+    few_rows<Weights>(m, n, k, arranged, width, {w, k}, product, n);
     if (add)
         for (int64_t i = 0; i < m * n; ++i) y[i] += product[i];
 }

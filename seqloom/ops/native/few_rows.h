@@ -2,9 +2,10 @@
 //
 // Some rows of w are read side by side, and every number of w meets all rows of x while it is in a register. Each dot
 // product is one running vector of partial sums, added up at the end: the same operations in the same order whatever the
-// number of rows on either side. Rows that are read side by side lie far apart, so that each belongs to a stream of its
-// own that runs on from row to row, which is what processors fetch ahead. BF16 is widened in pairs, the two numbers of a
-// 32-bit word at a time, which needs no shuffling once x lies in that order too: even places, odd places.
+// number of rows on either side; many_rows.h does the same for many. Rows that are read side by side lie far apart, so
+// that each belongs to a stream of its own that runs on from row to row, which is what processors fetch ahead. BF16 is
+// widened in pairs, the two numbers of a 32-bit word at a time, which needs no shuffling once x lies in that order too:
+// even places, odd places.
 #pragma once
 
 #include <algorithm>
@@ -18,11 +19,39 @@ constexpr int x_rows = 4;               // of x at a time
 constexpr int w_rows = W == 8 ? 3 : 4;  // of w then, so that all sums stay in the registers, 16 or 32 of them
 constexpr int ahead_bytes = 1024;       // that are asked for before they are needed
 
-// How w is read: `step` numbers at a time, as step / W vectors, and how the numbers of x that meet them lie.
-struct Fp32 {
-    using Stored = float;
+// The rows of a matrix of plain numbers, `ld` apart.
+template <class T>
+struct PlainRows {
+    const T* data;
+    int64_t ld;
+    const T* row(int64_t j) const { return data + j * ld; }
+    void skip(int64_t rows) { data += rows * ld; }
+};
+
+// How w is read: `step` numbers at a time, as step / W vectors, and how the numbers of x that meet them lie. `rest` makes
+// a step of the numbers from `at` to k, zeros behind them. Where `packed`, the vectors of a step are best made together.
+template <class T>
+struct Plain {
+    using Rows = PlainRows<T>;
+    using Row = const T*;
+    static constexpr bool packed = false;
+    static void fetch(Row row, int64_t at, int ahead) {
+        __builtin_prefetch(reinterpret_cast<const char*>(row + at) + ahead);
+    }
+    template <int step>
+    struct Rest {
+        T numbers[step] = {};
+        Row make(Row row, int64_t at, int64_t k) {
+            std::copy(row + at, row + k, numbers);
+            return numbers;
+        }
+    };
+};
+
+struct Fp32 : Plain<float> {
     static constexpr int step = W;
-    static vf part(const float* w, int) { return load(w); }
+    using Rest = Plain::Rest<step>;
+    static vf part(Row row, int64_t at, int) { return load(row + at); }
     template <class T>
     static void arrange(const T* x, float* to) {
         store(to, load(x));
@@ -31,23 +60,23 @@ struct Fp32 {
 
 // FP32 as BF16 would have kept it.
 struct RoundedToBf16 : Fp32 {
-    static vf part(const float* w, int) {
-        vu bits = (vu)load(w);
+    static vf part(Row row, int64_t at, int) {
+        vu bits = (vu)load(row + at);
         return (vf)((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
     }
 };
 
-struct Bf16 {
-    using Stored = bf16;
+struct Bf16 : Plain<bf16> {
     static constexpr int step = 2 * W;
-    static vf part(const bf16* w, int odd) {
+    using Rest = Plain::Rest<step>;
+    static vf part(Row row, int64_t at, int odd) {
         vu words;
-        std::memcpy(&words, w, sizeof words);
+        std::memcpy(&words, row + at, sizeof words);
         return odd ? (vf)(words & 0xffff0000u) : (vf)(words << 16);
     }
     static void arrange(const bf16* x, float* to) {
-        store(to, part(x, 0));
-        store(to + W, part(x, 1));
+        store(to, part(x, 0, 0));
+        store(to + W, part(x, 0, 1));
     }
     static void arrange(const float* x, float* to) {
         for (int i = 0; i < step; ++i) to[i % 2 * W + i / 2] = x[i];
@@ -75,47 +104,60 @@ namespace few_rows_parts {
 
 // Keeps a vector in its register, where GCC would rather read it from memory once more for every product.
 inline void hold([[maybe_unused]] vf& x) {
-#if defined(__x86_64__) && defined(__AVX__)
+#if defined(__x86_64__) && ((SEQLOOM_WIDTH == 8 && defined(__AVX__)) || (SEQLOOM_WIDTH == 16 && defined(__AVX512F__)))
     asm("" : "+x"(x));
 #endif
 }
 
-// M rows of x with N rows of w. Rows of x and of y are `ldx` and `ldy` apart, those of w `ldw`; sums of one row of y lie
-// `apart` from each other.
+// M rows of x with N rows of w. Rows of x and of y are `ldx` and `ldy` apart; sums of one row of y lie `apart` from each
+// other.
 template <class Weights, int M, int N>
-void tile(const float* x, int64_t ldx, const typename Weights::Stored* w, int64_t ldw, int64_t k, float* y, int64_t ldy,
+void tile(const float* x, int64_t ldx, const typename Weights::Row (&w)[N], int64_t k, float* y, int64_t ldy,
           int64_t apart) {
+    using Row = typename Weights::Row;
     constexpr int step = Weights::step;
     constexpr bool fits = M > 1 && std::is_same_v<Weights, Fp32>;  // in the registers, without intermediate results
     vf sums[M][N] = {};
-    auto meet = [&](const float* values, const typename Weights::Stored* weights, int64_t ld) {
+    auto meet = [&](const float* values, const Row(&weights)[N], int64_t at) {
+        if constexpr (Weights::packed) {
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j)
+#pragma GCC unroll 8
+                for (int part = 0; part < step / W; ++part) {
+                    vf wide = Weights::part(weights[j], at, part);
+#pragma GCC unroll 4
+                    for (int i = 0; i < M; ++i) sums[i][j] = fma(load(values + i * ldx + part * W), wide, sums[i][j]);
+                }
+        } else {
 #pragma GCC unroll 2
-        for (int part = 0; part < step / W; ++part) {
-            vf wide[N];
+            for (int part = 0; part < step / W; ++part) {
+                vf wide[N];
 #pragma GCC unroll 4
-            for (int j = 0; j < N; ++j) {
-                wide[j] = Weights::part(weights + j * ld, part);
-                if (fits) hold(wide[j]);
-            }
+                for (int j = 0; j < N; ++j) {
+                    wide[j] = Weights::part(weights[j], at, part);
+                    if (fits) hold(wide[j]);
+                }
 #pragma GCC unroll 4
-            for (int i = 0; i < M; ++i) {
-                vf value = load(values + i * ldx + part * W);
-                if (fits) hold(value);
+                for (int i = 0; i < M; ++i) {
+                    vf value = load(values + i * ldx + part * W);
+                    if (fits) hold(value);
 #pragma GCC unroll 4
-                for (int j = 0; j < N; ++j) sums[i][j] = fma(value, wide[j], sums[i][j]);
+                    for (int j = 0; j < N; ++j) sums[i][j] = fma(value, wide[j], sums[i][j]);
+                }
             }
         }
     };
     int64_t whole = k / step * step;
     for (int64_t at = 0; at < whole; at += step) {
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) __builtin_prefetch(reinterpret_cast<const char*>(w + at + j * ldw) + ahead_bytes);
-        meet(x + at, w + at, ldw);
+        for (int j = 0; j < N; ++j) Weights::fetch(w[j], at, ahead_bytes);
+        meet(x + at, w, at);
     }
     if (whole < k) {
-        typename Weights::Stored rest[N * step] = {};
-        for (int j = 0; j < N; ++j) std::copy(w + j * ldw + whole, w + j * ldw + k, rest + j * step);
-        meet(x + whole, rest, step);
+        typename Weights::Rest rests[N];
+        Row made[N];
+        for (int j = 0; j < N; ++j) made[j] = rests[j].make(w[j], whole, k);
+        meet(x + whole, made, 0);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i)
@@ -123,33 +165,36 @@ void tile(const float* x, int64_t ldx, const typename Weights::Stored* w, int64_
         for (int j = 0; j < N; ++j) y[i * ldy + j * apart] = sum(sums[i][j]);
 }
 
-// All m rows of x with N rows of w.
+// All m rows of x with N rows of w, the first of them j.
 template <class Weights, int N>
-void strip(int64_t m, const float* x, int64_t ldx, const typename Weights::Stored* w, int64_t ldw, int64_t k, float* y,
+void strip(int64_t m, const float* x, int64_t ldx, const typename Weights::Rows& w, int64_t j, int64_t k, float* y,
            int64_t ldy, int64_t apart) {
+    typename Weights::Row rows[N];
+    for (int i = 0; i < N; ++i) rows[i] = w.row(j + i * apart);
     for (; m >= x_rows; m -= x_rows, x += x_rows * ldx, y += x_rows * ldy)
-        tile<Weights, x_rows, N>(x, ldx, w, ldw, k, y, ldy, apart);
-    if (m == 3) tile<Weights, 3, N>(x, ldx, w, ldw, k, y, ldy, apart);
-    if (m == 2) tile<Weights, 2, N>(x, ldx, w, ldw, k, y, ldy, apart);
-    if (m == 1) tile<Weights, 1, N>(x, ldx, w, ldw, k, y, ldy, apart);
+        tile<Weights, x_rows, N>(x, ldx, rows, k, y, ldy, apart);
+    if (m == 3) tile<Weights, 3, N>(x, ldx, rows, k, y, ldy, apart);
+    if (m == 2) tile<Weights, 2, N>(x, ldx, rows, k, y, ldy, apart);
+    if (m == 1) tile<Weights, 1, N>(x, ldx, rows, k, y, ldy, apart);
 }
 
 }  // namespace few_rows_parts
 
-// y [m, n] = x [m, k] w [n, k]^T; rows are `ld` apart, those of x arranged.
+// y [m, n] = x [m, k] w [n, k]^T; rows of x, arranged, are `ldx` apart, those of y `ldy`.
 template <class Weights>
-void few_rows(int64_t m, int64_t n, int64_t k, const float* x, int64_t ldx, const typename Weights::Stored* w,
-              int64_t ldw, float* y, int64_t ldy) {
+void few_rows(int64_t m, int64_t n, int64_t k, const float* x, int64_t ldx, const typename Weights::Rows& w, float* y,
+              int64_t ldy) {
     int64_t done = 0;
     auto in_streams = [&](auto streams) {
         constexpr int N = decltype(streams)::value;
         const int64_t apart = (n - done) / N;
         for (int64_t j = done; j < done + apart; ++j)
-            few_rows_parts::strip<Weights, N>(m, x, ldx, w + j * ldw, apart * ldw, k, y + j, ldy, apart);
+            few_rows_parts::strip<Weights, N>(m, x, ldx, w, j, k, y + j, ldy, apart);
         done += N * apart;
     };
-    if (m < x_rows) in_streams(std::integral_constant<int, 4>{});
-    in_streams(std::integral_constant<int, w_rows>{});
+    constexpr int together = Weights::packed ? 2 : w_rows;  // unpacking needs registers of its own
+    if (m < (Weights::packed ? 2 : x_rows)) in_streams(std::integral_constant<int, 4>{});
+    in_streams(std::integral_constant<int, together>{});
     in_streams(std::integral_constant<int, 1>{});
 }
 

@@ -1,29 +1,44 @@
-// y = x W^T for a few rows x against a large W, where the time goes into reading W once; see few_rows.h.
-#include "few_rows.h"
+// y = x W^T for rows x against weights as they are stored: few rows at the speed of reading W, many at that of the
+// cores' arithmetic, and a row with the same bits among any number; see rows_by_matrix.h.
 #include "lanes.h"
+#include "rows_by_matrix.h"
 #include "threads.h"
 
 namespace seqloom {
 namespace {
 
-constexpr int64_t task_bytes = 1 << 18;  // of weights: long streams, and enough tasks for some threads
+constexpr int64_t task_numbers = 1 << 17;  // of weights: long streams, and enough tasks for some threads
+constexpr int64_t most_rows = 512;         // arranged at a time
 
-// x [m, k] and y [m, n] are contiguous, the rows of w [n, k] are `ldw` apart.
-template <class Weights, class T>
-void matvec(const void* x, const void* w, void* y, int64_t m, int64_t n, int64_t k, int64_t ldw, int32_t threads) {
-    using Stored = typename Weights::Stored;
-    int64_t ldx = arranged_width<Weights>(k);
-    float* arranged = static_cast<float*>(scratch(m * ldx * sizeof(float), 4));
-    for (int64_t row = 0; row < m; ++row)
-        arrange<Weights>(static_cast<const T*>(x) + row * k, k, arranged + row * ldx);
-    int64_t share = std::max<int64_t>(task_bytes / (sizeof(Stored) * std::max<int64_t>(k, 1)), 12);
-    parallel_for((n + share - 1) / share, threads, [=](int64_t task) {
-        int64_t first = task * share, count = std::min(share, n - first);
-        float* sums = static_cast<float*>(scratch(m * count * sizeof(float), 5));
-        few_rows<Weights>(m, count, k, arranged, ldx, static_cast<const Stored*>(w) + first * ldw, ldw, sums, count);
-        for (int64_t row = 0; row < m; ++row) {
-            T* to = static_cast<T*>(y) + row * n + first;
-            each_vector(count, [&](int64_t i, auto lanes) { store(to + i, load(sums + row * count + i, lanes), lanes); });
+// x [m, k] and y [m, n] are contiguous.
+template <class T>
+void product(const T* x, const Matrix& matrix, T* y, int64_t m, int64_t n, int64_t k, int64_t ldw, int32_t threads) {
+    with_weights<T>(matrix, k, ldw, [&](auto format, const auto& w) {
+        using Weights = decltype(format);
+        const int64_t ldx = arranged_width<Weights>(k), share_of_rows = 16;
+        const int64_t reading = std::max<int64_t>(task_numbers / std::max<int64_t>(k, 1), 12);
+        const int64_t share = m > few<Weights> ? block_of_w : reading;
+        const float by = matrix.multiplier;
+        for (int64_t first_row = 0; first_row < m; first_row += most_rows) {
+            const int64_t rows = std::min(most_rows, m - first_row);
+            float* arranged = static_cast<float*>(scratch(rows * ldx * sizeof(float), 4));
+            parallel_for((rows + share_of_rows - 1) / share_of_rows, threads, [=](int64_t task) {
+                for (int64_t row = task * share_of_rows; row < std::min(rows, (task + 1) * share_of_rows); ++row)
+                    arrange<Weights>(x + (first_row + row) * k, k, arranged + row * ldx);
+            });
+            parallel_for((n + share - 1) / share, threads, [=](int64_t task) {
+                const int64_t first = task * share, count = std::min(share, n - first);
+                auto part = w;
+                part.skip(first);
+                float* sums = static_cast<float*>(scratch(rows * count * sizeof(float), 5));
+                rows_by_matrix<Weights>(rows, count, k, arranged, ldx, part, sums, count);
+                for (int64_t row = 0; row < rows; ++row) {
+                    T* to = y + (first_row + row) * n + first;
+                    each_vector(count, [&](int64_t i, auto lanes) {
+                        store(to + i, load(sums + row * count + i, lanes) * by, lanes);
+                    });
+                }
+            });
         }
     });
 }
@@ -31,28 +46,13 @@ void matvec(const void* x, const void* w, void* y, int64_t m, int64_t n, int64_t
 }  // namespace
 }  // namespace seqloom
 
-using namespace seqloom;
+// x and y are FP32 or BF16; the rows of a matrix of plain numbers are `ldw` apart, those of a packed one follow each
+// other.
+#define SEQLOOM_MATVEC(T, NAME)                                                                                      \
+    extern "C" void seqloom_matvec_##NAME(const T* x, const seqloom::Matrix* w, T* y, int64_t m, int64_t n, int64_t k, \
+                                          int64_t ldw, int32_t threads) {                                            \
+        seqloom::product(x, *w, y, m, n, k, ldw, threads);                                                           \
+    }
 
-// x and y are FP32, and so are the weights.
-extern "C" void seqloom_matvec_f32(const void* x, const void* w, void* y, int64_t m, int64_t n, int64_t k, int64_t ldw,
-                                   int32_t threads) {
-    matvec<Fp32, float>(x, w, y, m, n, k, ldw, threads);
-}
-
-// x, y and the weights are BF16.
-extern "C" void seqloom_matvec_bf16(const void* x, const void* w, void* y, int64_t m, int64_t n, int64_t k, int64_t ldw,
-                                    int32_t threads) {
-    matvec<Bf16, bf16>(x, w, y, m, n, k, ldw, threads);
-}
-
-// x and y are FP32, the weights BF16.
-extern "C" void seqloom_matvec_f32_widened(const void* x, const void* w, void* y, int64_t m, int64_t n, int64_t k,
-                                           int64_t ldw, int32_t threads) {
-    matvec<Bf16, float>(x, w, y, m, n, k, ldw, threads);
-}
-
-// x and y are BF16, the weights FP32, which are rounded to BF16 as they are read.
-extern "C" void seqloom_matvec_bf16_rounded(const void* x, const void* w, void* y, int64_t m, int64_t n, int64_t k,
-                                            int64_t ldw, int32_t threads) {
-    matvec<RoundedToBf16, bf16>(x, w, y, m, n, k, ldw, threads);
-}
+SEQLOOM_MATVEC(float, f32)
+SEQLOOM_MATVEC(seqloom::bf16, bf16)

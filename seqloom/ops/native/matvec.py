@@ -1,7 +1,8 @@
-"""y = x W^T for a few rows against weights as they are stored, at the speed of memory: the product of generation.
+"""y = x W^T against weights as they are stored, plain or packed: the product of generation, and of invariant inference.
 
-The weights are read once, in FP32 or BF16, and cast on the way where the rows have the other format: nothing is
-written back. Sums are FP32 in a fixed order, so a row has the same result, to the last bit, among any neighbours.
+The weights are read once, and cast or unpacked on the way: nothing is written back. With few rows that takes the time
+of reading W, with many that of the arithmetic. Sums are FP32 in a fixed order, so a row has the same result, to the
+last bit, among any number of neighbours.
 """
 
 from collections.abc import Callable
@@ -11,38 +12,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqloom.ops.native.call import POINTER, SIZE, THREADS, kernel, threads
+from seqloom.ops.native.call import POINTER, SIZE, THREADS, kernel, suffix, threads
+from seqloom.ops.native.matrix import Weight, matrices
 
 MOST_ROWS = 32
-"""With more, a product that keeps tiles of the weights in the cache is faster."""
+"""With more, a product whose order of sums is free to follow the number of rows is a little faster."""
 
 _TYPES = (POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, SIZE, THREADS)
-_KERNELS = {
-    (torch.float32, torch.float32): "matvec_f32",
-    (torch.float32, torch.bfloat16): "matvec_f32_widened",
-    (torch.bfloat16, torch.bfloat16): "matvec_bf16",
-    (torch.bfloat16, torch.float32): "matvec_bf16_rounded",
-}
 
 
-def matvec(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*B O"]:
-    """x W^T in the dtype of `x`, as if the weights had been cast to it, without gradients.
+def matvec(x: Float[Tensor, "*B I"], weight: Weight) -> Float[Tensor, "*B O"]:
+    """x W^T in the dtype of `x`, without gradients. Plain weights count as if they had been cast to it.
 
-    Both are FP32 or BF16 in memory of the CPU.
+    Args:
+        x: FP32 or BF16 in memory of the CPU.
+        weight: plain or packed, [O, I].
     """
     outputs, inputs = weight.shape
     x = x.contiguous()
-    if weight.stride(1) != 1:
+    if isinstance(weight, Tensor) and weight.stride(1) != 1:
         weight = weight.contiguous()
-    y = x.new_empty((*x.shape[:-1], outputs))
+    y = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype)
     if y.numel():
-        _form(x.dtype, weight.dtype)(
-            x.data_ptr(), weight.data_ptr(), y.data_ptr(), y.numel() // outputs, outputs, inputs, weight.stride(0),
-            threads(),
-        )  # fmt: skip
+        apart = weight.stride(0) if isinstance(weight, Tensor) else inputs
+        _form(x.dtype)(
+            x.data_ptr(), matrices(weight), y.data_ptr(), y.numel() // outputs, outputs, inputs, apart, threads()
+        )
     return y
 
 
 @lru_cache
-def _form(x: torch.dtype, weight: torch.dtype) -> Callable[..., None]:
-    return kernel(_KERNELS[x, weight], *_TYPES)
+def _form(dtype: torch.dtype) -> Callable[..., None]:
+    return kernel(f"matvec_{suffix(dtype)}", *_TYPES)

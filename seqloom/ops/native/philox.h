@@ -25,27 +25,43 @@ typedef uint64_t vl __attribute__((vector_size(W * 4)));  // W / 2 lanes
 
 // High and low word of the 64-bit product of every lane.
 [[gnu::always_inline]] inline void wide_product(vu x, uint32_t y, vu* high, vu* low) {
-    constexpr uint64_t right = 0xffffffffu;
     const vl even = product_of_halves((vl)x, y), odd = product_of_halves((vl)x >> 32, y);
+#if SEQLOOM_WIDTH == 8 && defined(__AVX2__)
+    *high = (vu)_mm256_blend_epi32((__m256i)(even >> 32), (__m256i)odd, 0xaa);
+    *low = (vu)_mm256_blend_epi32((__m256i)even, (__m256i)(odd << 32), 0xaa);
+#else
+    constexpr uint64_t right = 0xffffffffu;
     *high = (vu)((even >> 32) | (odd & ~right));
     *low = (vu)((even & right) | (odd << 32));
+#endif
 }
 
-[[gnu::always_inline]] inline void philox(uint64_t key, vu low, vu high, uint32_t third, vu* words) {
+// N times W counters side by side, which do not wait for each other.
+template <int N>
+[[gnu::always_inline]] inline void philox(uint64_t key, const vu (&low)[N], vu high, uint32_t third, vu (&words)[N][4]) {
     uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-    vu c0 = low, c1 = high, c2 = broadcast(third), c3 = {};
+    for (int i = 0; i < N; ++i) words[i][0] = low[i], words[i][1] = high, words[i][2] = broadcast(third), words[i][3] = vu{};
     for (int round = 0; round < 10; ++round) {
-        vu high0, low0, high1, low1;
-        wide_product(c0, 0xD2511F53u, &high0, &low0);
-        wide_product(c2, 0xCD9E8D57u, &high1, &low1);
-        c0 = high1 ^ c1 ^ k0;
-        c1 = low1;
-        c2 = high0 ^ c3 ^ k1;
-        c3 = low0;
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i) {
+            vu* c = words[i];
+            vu high0, low0, high1, low1;
+            wide_product(c[0], 0xD2511F53u, &high0, &low0);
+            wide_product(c[2], 0xCD9E8D57u, &high1, &low1);
+            c[0] = high1 ^ c[1] ^ k0;
+            c[1] = low1;
+            c[2] = high0 ^ c[3] ^ k1;
+            c[3] = low0;
+        }
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
+}
+
+[[gnu::always_inline]] inline void philox(uint64_t key, vu low, vu high, uint32_t third, vu* words) {
+    vu found[1][4];
+    philox<1>(key, {low}, high, third, found);
+    std::memcpy(words, found, sizeof found);
 }
 
 }  // namespace seqloom

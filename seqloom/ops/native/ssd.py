@@ -1,4 +1,4 @@
-"""The scan in C++: forward, backward, and a few tokens one after the other; equations and meaning as in `ops/ssd.py`.
+"""The scan in C++: forward, backward, and token after token; equations and meaning as in `ops/ssd.py`.
 
 What surrounds the scan in a mixer belongs to it here: the softplus of the step sizes and the skip cost no pass over
 memory of their own. x, b and c may be slices of one tensor, and their gradients come as slices of one. Only the inputs
@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seqloom.ops.kernels import is_invariant
 from seqloom.ops.native.call import POINTER, THREADS, kernel, pointer, suffix, threads
 
 FEW_TOKENS = 8
-"""Up to so many tokens are taken one by one, if no gradient is wanted: the state is read and written once."""
+"""Up to so many tokens are taken one by one, if no gradient is wanted, and any number inside `kernels.invariant()`."""
 
 MOST_HEADS = 8
 """Heads of a group that are worked on side by side; as in ssd.h."""
@@ -113,8 +114,8 @@ def _forward(inputs: _Inputs, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | N
     """Outputs, the last state, and the states between pieces if they are to be kept."""
     rows, tokens, heads, width = inputs.x.shape
     y = torch.empty(inputs.x.shape, dtype=inputs.x.dtype)
-    final = torch.empty(rows, heads, width, inputs.b.shape[3])
-    if 0 < tokens <= FEW_TOKENS and not keep:
+    final = torch.empty(rows, heads, width, inputs.b.shape[3], dtype=torch.float32)
+    if tokens > 0 and not keep and (tokens <= FEW_TOKENS or is_invariant()):
         _call("ssd_step", inputs, tokens, (y, final))
         return y, final, None
     chunk = _chunk(inputs)

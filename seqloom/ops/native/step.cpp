@@ -8,7 +8,7 @@ namespace seqloom {
 namespace {
 
 template <class E>
-void mlp(const Layer<E>& a, const void* up, const void* down, int64_t hidden_width) {
+void mlp(const Layer<E>& a, const Matrix& up, const Matrix& down, int64_t hidden_width) {
     const int64_t n = a.rows * a.width, hidden = a.rows * hidden_width;
     E *normed = room<E>(8, n), *active = room<E>(9, hidden);
     a.norm(normed, room<float>(10, a.rows));
@@ -20,7 +20,8 @@ void mlp(const Layer<E>& a, const void* up, const void* down, int64_t hidden_wid
 
 struct Mamba {
     int64_t batch, tokens, heads, head_width, groups, state_width, taps;
-    const void *in, *conv, *conv_bias, *out;
+    const Matrix &in, &out;
+    const void *conv, *conv_bias;
     int32_t narrow_conv;  // taps and bias are in BF16
     const float *dt_bias, *rates, *skip, *gated_gain;
     const void* window;
@@ -61,7 +62,7 @@ void mamba(const Layer<E>& a, const Mamba& m) {
 
 struct Memory {
     int64_t batch, tokens, heads, groups, head_width;
-    const void *q, *k, *v, *o;
+    const Matrix &q, &k, &v, &o;
     void *keys, *values;     // [batch, groups, room, head_width]
     int64_t reserved;        // tokens there is room for
     const int64_t* lengths;  // before these tokens, which are put behind them
@@ -98,31 +99,31 @@ void attention(const Layer<E>& a, const Memory& m) {
 }  // namespace
 }  // namespace seqloom
 
-// `sizes` are the leading fields of the struct of the mixer; x and y may not be the same.
+// `matrices` are those of the mixer in its order; x and y may not be the same.
 #define SEQLOOM_STEPS(E, NAME)                                                                                         \
     extern "C" void seqloom_mlp_step_##NAME(const E* x, E* y, int64_t rows, int64_t width, const float* gain,          \
-                                            float eps, int32_t narrow, const void* up, const void* down,               \
-                                            int64_t hidden_width, int32_t threads) {                                   \
-        seqloom::mlp<E>({rows, width, x, y, gain, eps, narrow, threads}, up, down, hidden_width);                      \
+                                            float eps, const seqloom::Matrix* matrices, int64_t hidden_width,          \
+                                            int32_t threads) {                                                         \
+        seqloom::mlp<E>({rows, width, x, y, gain, eps, threads}, matrices[0], matrices[1], hidden_width);              \
     }                                                                                                                  \
     extern "C" void seqloom_mamba_step_##NAME(                                                                         \
-        const E* x, E* y, int64_t rows, int64_t width, const float* gain, float eps, int32_t narrow, int64_t batch,    \
-        int64_t tokens, int64_t heads, int64_t head_width, int64_t groups, int64_t state_width, int64_t taps,          \
-        const void* in, const void* conv, const void* conv_bias, const void* out, int32_t narrow_conv,                 \
-        const float* dt_bias, const float* rates, const float* skip, const float* gated_gain, const void* window,      \
-        void* next_window, const float* state, float* next_state, int32_t threads) {                                   \
-        seqloom::mamba<E>({rows, width, x, y, gain, eps, narrow, threads},                                             \
-                          {batch, tokens, heads, head_width, groups, state_width, taps, in, conv, conv_bias, out,      \
-                           narrow_conv, dt_bias, rates, skip, gated_gain, window, next_window, state, next_state});    \
+        const E* x, E* y, int64_t rows, int64_t width, const float* gain, float eps, const seqloom::Matrix* matrices,  \
+        int64_t batch, int64_t tokens, int64_t heads, int64_t head_width, int64_t groups, int64_t state_width,         \
+        int64_t taps, const void* conv, const void* conv_bias, int32_t narrow_conv, const float* dt_bias,              \
+        const float* rates, const float* skip, const float* gated_gain, const void* window, void* next_window,         \
+        const float* state, float* next_state, int32_t threads) {                                                      \
+        seqloom::mamba<E>({rows, width, x, y, gain, eps, threads},                                                     \
+                          {batch, tokens, heads, head_width, groups, state_width, taps, matrices[0], matrices[1],      \
+                           conv, conv_bias, narrow_conv, dt_bias, rates, skip, gated_gain, window, next_window, state, \
+                           next_state});                                                                               \
     }                                                                                                                  \
     extern "C" void seqloom_attention_step_##NAME(                                                                     \
-        const E* x, E* y, int64_t rows, int64_t width, const float* gain, float eps, int32_t narrow, int64_t batch,    \
-        int64_t tokens, int64_t heads, int64_t groups, int64_t head_width, const void* q, const void* k,               \
-        const void* v, const void* o, void* keys, void* values, int64_t reserved, const int64_t* lengths, float scale,     \
-        int32_t threads) {                                                                                             \
-        seqloom::attention<E>({rows, width, x, y, gain, eps, narrow, threads},                                         \
-                              {batch, tokens, heads, groups, head_width, q, k, v, o, keys, values, reserved, lengths,      \
-                               scale});                                                                                \
+        const E* x, E* y, int64_t rows, int64_t width, const float* gain, float eps, const seqloom::Matrix* matrices,  \
+        int64_t batch, int64_t tokens, int64_t heads, int64_t groups, int64_t head_width, void* keys, void* values,    \
+        int64_t reserved, const int64_t* lengths, float scale, int32_t threads) {                                      \
+        seqloom::attention<E>({rows, width, x, y, gain, eps, threads},                                                 \
+                              {batch, tokens, heads, groups, head_width, matrices[0], matrices[1], matrices[2],        \
+                               matrices[3], keys, values, reserved, lengths, scale});                                  \
     }
 
 SEQLOOM_STEPS(float, f32)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "lanes.h"
+#include "matrix.h"
 #include "threads.h"
 
 using seqloom::bf16;
@@ -22,6 +23,8 @@ using seqloom::bf16;
     extern "C" void seqloom_attention_##NAME(const void*, const void*, const void*, void*, const int64_t*, int64_t,    \
                                              int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,   \
                                              int64_t, int64_t, float, int32_t, int32_t);                               \
+    extern "C" void seqloom_matvec_##NAME(const E*, const seqloom::Matrix*, E*, int64_t, int64_t, int64_t, int64_t,   \
+                                          int32_t);                                                                    \
     template <>                                                                                                        \
     struct Kernels<E> {                                                                                                \
         static constexpr auto rms_norm = seqloom_rms_norm_forward_##NAME;                                              \
@@ -30,12 +33,8 @@ using seqloom::bf16;
         static constexpr auto causal_conv = seqloom_causal_conv_forward_##NAME;                                        \
         static constexpr auto ssd_step = seqloom_ssd_step_##NAME;                                                      \
         static constexpr auto attention = seqloom_attention_##NAME;                                                    \
+        static constexpr auto matvec = seqloom_matvec_##NAME;                                                          \
     };
-
-extern "C" void seqloom_matvec_f32(const void*, const void*, void*, int64_t, int64_t, int64_t, int64_t, int32_t);
-extern "C" void seqloom_matvec_bf16(const void*, const void*, void*, int64_t, int64_t, int64_t, int64_t, int32_t);
-extern "C" void seqloom_matvec_f32_widened(const void*, const void*, void*, int64_t, int64_t, int64_t, int64_t, int32_t);
-extern "C" void seqloom_matvec_bf16_rounded(const void*, const void*, void*, int64_t, int64_t, int64_t, int64_t, int32_t);
 
 namespace seqloom {
 
@@ -44,7 +43,7 @@ struct Kernels;
 SEQLOOM_KERNELS_OF(float, f32)
 SEQLOOM_KERNELS_OF(bf16, bf16)
 
-// What every layer has: `rows` tokens of `width` numbers, a norm in front, and matrices in FP32 or BF16.
+// What every layer has: `rows` tokens of `width` numbers and a norm in front.
 template <class E>
 struct Layer {
     int64_t rows, width;
@@ -52,14 +51,11 @@ struct Layer {
     E* y;
     const float* gain;
     float eps;
-    int32_t narrow;  // the matrices are in BF16
     int32_t threads;
 
     // to [rows, n] = from [rows, k] w [n, k]^T
-    void product(const E* from, const void* w, E* to, int64_t n, int64_t k) const {
-        constexpr auto wide_form = sizeof(E) == 4 ? seqloom_matvec_f32 : seqloom_matvec_bf16_rounded;
-        constexpr auto narrow_form = sizeof(E) == 4 ? seqloom_matvec_f32_widened : seqloom_matvec_bf16;
-        (narrow ? narrow_form : wide_form)(from, w, to, rows, n, k, k, threads);
+    void product(const E* from, const Matrix& w, E* to, int64_t n, int64_t k) const {
+        Kernels<E>::matvec(from, &w, to, rows, n, k, k, threads);
     }
     void norm(E* to, float* inverse) const {
         Kernels<E>::rms_norm(x, width, gain, eps, to, inverse, rows, width, threads);

@@ -1,11 +1,11 @@
 """Whole layers for a few tokens of generation in C++: x + mixer(norm(x)) in one call, with the bits of the single ops.
 
-`gain` and `eps` are those of the norm in front. All tensors are contiguous; the matrices of a layer have one dtype.
+`gain` and `eps` are those of the norm in front. All tensors are contiguous; every matrix is read as it is stored.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,43 +13,45 @@ from torch import Tensor
 
 from seqloom.ops.native.call import FLAG, NUMBER, POINTER, SIZE, THREADS, kernel, suffix, threads
 from seqloom.ops.native.causal_conv import MOST_TAPS
+from seqloom.ops.native.matrix import Weight, matrices
 
-_LAYER = (POINTER, POINTER, SIZE, SIZE, POINTER, NUMBER, FLAG)
-_MLP = (*_LAYER, POINTER, POINTER, SIZE, THREADS)
-_MAMBA = (*_LAYER, *[SIZE] * 7, *[POINTER] * 4, FLAG, *[POINTER] * 8, THREADS)
-_ATTENTION = (*_LAYER, *[SIZE] * 5, *[POINTER] * 6, SIZE, POINTER, NUMBER, THREADS)
+LAYER = (POINTER, POINTER, SIZE, SIZE, POINTER, NUMBER, POINTER)
+"""What the C functions begin with; `layer` gives it."""
+_MLP = (*LAYER, SIZE, THREADS)
+_MAMBA = (*LAYER, *[SIZE] * 7, *[POINTER] * 2, FLAG, *[POINTER] * 8, THREADS)
+_ATTENTION = (*LAYER, *[SIZE] * 5, *[POINTER] * 2, SIZE, POINTER, NUMBER, THREADS)
 _TYPES = {"mlp_step": _MLP, "mamba_step": _MAMBA, "attention_step": _ATTENTION}
 
 
 class MambaWeights(NamedTuple):
     """What a Mamba-2 mixer consists of; the gated norm has the eps of the norm in front."""
 
-    in_proj: Float[Tensor, "A D"]
+    in_proj: Weight
     taps: Float[Tensor, "C 1 W"]
     taps_bias: Float[Tensor, "C"]
     dt_bias: Float[Tensor, "H"]
     A_log: Float[Tensor, "H"]
     D: Float[Tensor, "H"]
     gated_gain: Float[Tensor, "I"]
-    out_proj: Float[Tensor, "D I"]
+    out_proj: Weight
 
 
 class AttentionWeights(NamedTuple):
-    q: Float[Tensor, "HK D"]
-    k: Float[Tensor, "GK D"]
-    v: Float[Tensor, "GK D"]
-    o: Float[Tensor, "D HK"]
+    q: Weight
+    k: Weight
+    v: Weight
+    o: Weight
 
 
 def mlp_step(
     x: Float[Tensor, "B T D"],
     gain: Float[Tensor, "D"],
     eps: float,
-    up: Float[Tensor, "F D"],
-    down: Float[Tensor, "D F"],
+    up: Weight,
+    down: Weight,
 ) -> Float[Tensor, "B T D"]:
     y, gain = torch.empty_like(x), _fp32(gain)
-    _form("mlp_step", x.dtype)(*_layer(x, y, gain, eps, up), up.data_ptr(), down.data_ptr(), len(up), threads())
+    _form("mlp_step", x.dtype)(*layer(x, y, gain, eps, up, down), up.shape[0], threads())
     return y
 
 
@@ -77,11 +79,11 @@ def mamba_step(
     batch, tokens, _ = x.shape
     _, heads, head_width, state_width = state.shape
     _form("mamba_step", x.dtype)(
-        *_layer(x, y, gain, eps, weights.in_proj), batch, tokens, heads, head_width, groups, state_width,
-        weights.taps.shape[2], weights.in_proj.data_ptr(), weights.taps.data_ptr(), weights.taps_bias.data_ptr(),
-        weights.out_proj.data_ptr(), weights.taps.dtype == torch.bfloat16, dt_bias.data_ptr(), rates.data_ptr(),
-        skip.data_ptr(), gated_gain.data_ptr(), window.data_ptr(), next_window.data_ptr(), state.data_ptr(),
-        next_state.data_ptr(), threads(),
+        *layer(x, y, gain, eps, weights.in_proj, weights.out_proj), batch, tokens, heads, head_width, groups,
+        state_width, weights.taps.shape[2], weights.taps.data_ptr(), weights.taps_bias.data_ptr(),
+        weights.taps.dtype == torch.bfloat16, dt_bias.data_ptr(), rates.data_ptr(), skip.data_ptr(),
+        gated_gain.data_ptr(), window.data_ptr(), next_window.data_ptr(), state.data_ptr(), next_state.data_ptr(),
+        threads(),
     )  # fmt: skip
     return y, next_window
 
@@ -105,9 +107,8 @@ def attention_step(
     batch, tokens, _ = x.shape
     _, groups, room, head_width = keys.shape
     _form("attention_step", x.dtype)(
-        *_layer(x, y, gain, eps, weights.q), batch, tokens, len(weights.q) // head_width, groups, head_width,
-        *(weight.data_ptr() for weight in weights), keys.data_ptr(), values.data_ptr(), room, lengths.data_ptr(),
-        scale, threads(),
+        *layer(x, y, gain, eps, *weights), batch, tokens, weights.q.shape[0] // head_width, groups, head_width,
+        keys.data_ptr(), values.data_ptr(), room, lengths.data_ptr(), scale, threads(),
     )  # fmt: skip
     return y
 
@@ -117,9 +118,10 @@ def _form(name: str, dtype: torch.dtype) -> Callable[..., None]:
     return kernel(f"{name}_{suffix(dtype)}", *_TYPES[name])
 
 
-def _layer(x: Tensor, y: Tensor, gain: Tensor, eps: float, matrix: Tensor) -> tuple[int | float, ...]:
+def layer(x: Tensor, y: Tensor, gain: Tensor, eps: float, *weights: Weight) -> tuple[Any, ...]:
+    """What every fused layer is called with: its tokens, the norm in front, and its matrices in their order."""
     rows, width = x.shape[0] * x.shape[1], x.shape[2]
-    return x.data_ptr(), y.data_ptr(), rows, width, gain.data_ptr(), eps, matrix.dtype == torch.bfloat16
+    return x.data_ptr(), y.data_ptr(), rows, width, gain.data_ptr(), eps, matrices(*weights)
 
 
 def _fp32(x: Tensor) -> Tensor:

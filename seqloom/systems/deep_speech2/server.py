@@ -8,29 +8,20 @@ One thread hears everybody (`dispatch.py`); the event loop only carries messages
 names of this machine alone, so no page in a browser reaches it through a name of its own.
 """
 
-import asyncio
-import hmac
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.core.extras import require
+from seqloom.serve.http.guard import address, error_body, guard, listen, patient
 from seqloom.systems.deep_speech2.service import BusyError, ServerConfig, Service
 from seqloom.systems.deep_speech2.subtitles import to_srt, to_vtt
 from seqloom.systems.deep_speech2.transcribe import Recogniser
 from seqloom.systems.deep_speech2.transcript import Transcript
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
-OPEN_PATHS = ("/health", "/ready")
-"""What a watchdog may see without the key."""
-LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]", "testserver"]
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 def serve(run: Path, host: str, port: int, key: str | None, settings: ServerConfig) -> None:
@@ -47,13 +38,14 @@ def serve(run: Path, host: str, port: int, key: str | None, settings: ServerConf
     require("serve", "websockets")
     service = Service(Recogniser(run), run.resolve().name, settings)
     app = application(service, key)
-    listening = _listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    print(f"serving {run} at http://{shown}:{listening.getsockname()[1]}  (Ctrl-C stops)", flush=True)
+    listening = listen(host, port)
+    print(f"serving {run} at {address(host, listening)}  (Ctrl-C stops)", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", ws="websockets-sansio", ws_max_size=settings.max_message_bytes,
         timeout_graceful_shutdown=5,
     )  # fmt: skip
+    config.load()
+    config.http_protocol_class = patient(config.http_protocol_class, settings.idle_seconds)
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -65,7 +57,6 @@ def application(service: Service, key: str | None = None) -> Any:
     from fastapi.exceptions import RequestValidationError
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import JSONResponse, PlainTextResponse, Response
 
     from seqloom.systems.deep_speech2.conversation import Conversation
@@ -77,18 +68,16 @@ def application(service: Service, key: str | None = None) -> Any:
         await run_in_threadpool(service.dispatcher.stop)
 
     app = FastAPI(title="seqloom speech", lifespan=lifespan)
-    app.add_middleware(Guard, key=key, settings=service.settings)
-    if key is None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES, www_redirect=False)
+    guard(app, key, max_body_bytes=service.settings.max_file_bytes, idle_seconds=service.settings.idle_seconds)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
-        return JSONResponse(_error(error.status_code, str(error.detail)), error.status_code)
+        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return JSONResponse(_error(400, f"{first['loc'][-1]}: {first['msg']}"), 400)
+        return JSONResponse(error_body(400, f"{first['loc'][-1]}: {first['msg']}"), 400)
 
     @app.websocket("/v1/audio/stream")
     async def stream(socket: WebSocket) -> None:
@@ -137,67 +126,6 @@ def application(service: Service, key: str | None = None) -> Any:
     return app
 
 
-class Guard:
-    """In front of everything: the key, and bodies neither longer nor slower than allowed."""
-
-    def __init__(self, app: Any, key: str | None, settings: ServerConfig) -> None:
-        self._app, self._settings = app, settings
-        self._wanted = None if key is None else f"Bearer {key}".encode()
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        given = headers.get(b"authorization", b"")
-        most = self._settings.max_file_bytes
-        if self._wanted and scope["path"] not in OPEN_PATHS and not hmac.compare_digest(given, self._wanted):
-            await _refuse(scope, send, 401, "a key is needed: Authorization: Bearer KEY")
-        elif scope["type"] == "websocket":
-            await self._app(scope, receive, send)
-        elif headers.get(b"content-length", b"0").isdigit() and int(headers.get(b"content-length", b"0")) > most:
-            await _refuse(scope, send, 413, f"the body is longer than {most:,} bytes")
-        else:
-            await self._app(scope, self._bounded(receive), send)
-
-    def _bounded(self, receive: Receive) -> Receive:
-        from fastapi import HTTPException
-
-        most, read, whole = self._settings.max_file_bytes, 0, False
-
-        async def bounded() -> Message:
-            nonlocal read, whole
-            try:
-                async with asyncio.timeout(None if whole else self._settings.idle_seconds):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, "the body does not come") from None
-            read += len(message.get("body", b""))
-            whole = whole or not message.get("more_body", False)
-            if read > most:
-                raise HTTPException(413, f"the body is longer than {most:,} bytes")
-            return message
-
-        return bounded
-
-
-async def _refuse(scope: Message, send: Send, status: int, message: str) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": message})
-        return
-    body = json.dumps(_error(status, message)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _error(status: int, message: str) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
-
-
 def _json(found: Transcript, *, verbose: bool) -> dict[str, Any]:
     if not verbose:
         return {"text": found.text}
@@ -207,13 +135,3 @@ def _json(found: Transcript, *, verbose: bool) -> dict[str, Any]:
     ]
     words = [{"word": word.text, "start": word.start, "end": word.end} for word in found.words]
     return {"task": "transcribe", "duration": found.seconds, "text": found.text, "segments": segments, "words": words}
-
-
-def _listen(host: str, port: int) -> Any:
-    import socket
-
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=256)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port}: cannot be had: {error}") from None

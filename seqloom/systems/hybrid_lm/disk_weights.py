@@ -30,6 +30,7 @@ from seqloom.core.checkpoint.json_file import shown
 from seqloom.core.checkpoint.tensor_folder import MOST_TENSORS, Planned, TensorFolder
 from seqloom.core.errors import CheckpointError
 from seqloom.numerics.precision import dtype_of
+from seqloom.ops.packed_linear import PackedWeight
 from seqloom.systems.hybrid_lm.model import HybridLM
 from seqloom.systems.hybrid_lm.public_config import open_public
 from seqloom.systems.hybrid_lm.quantized_config import read_declared
@@ -180,6 +181,12 @@ class DiskWeights:
         packed = self.entries[name].packed
         assert packed is not None
         return packed.dequantize(self._tensors, rows)
+
+    def packed(self, name: str) -> PackedWeight | None:
+        """A quantized matrix as it is stored, None if it is one of plain numbers; raises as `read`, and where a code
+        means no number."""
+        packed = self.entries[name].packed
+        return None if packed is None else packed.as_stored(self._tensors)
 
     @property
     def fp8_cache(self) -> bool:

@@ -54,15 +54,33 @@ def read_model(folder: Path, *, verified: bool = False) -> HybridLM:
             named), or the model does not fit in memory.
         ConfigError: the configuration contradicts itself or asks for what is not built here.
     """
+    model, weights = open_model(folder, verified=verified)
+    fill_model(model, weights, weights.nbytes)
+    return model
+
+
+def open_model(folder: Path, *, verified: bool) -> tuple[HybridLM, DiskWeights]:
+    """A model without memory, and the weights that are exactly its own; raises and warns as `read_model`."""
     weights = DiskWeights(folder, verified=verified)
     with torch.device("meta"):
         model = HybridLM(weights.public.config)
     weights.check(model)
     if weights.public.unknown:
         names = ", ".join(map(shown, weights.public.unknown))
-        warnings.warn(f"{folder / CONFIG}: fields not known here, and without effect: {names}", stacklevel=2)
-    if (free := available_bytes(torch.device("cpu"))) < weights.nbytes:
-        raise CheckpointError(f"{folder}: the weights take {weights.nbytes:,} bytes of memory, {free:,} are free")
+        warnings.warn(f"{folder / CONFIG}: fields not known here, and without effect: {names}", stacklevel=3)
+    return model, weights
+
+
+def fill_model(model: HybridLM, weights: DiskWeights, nbytes: int) -> None:
+    """Give an opened model its memory, number formats and weights.
+
+    Args:
+        nbytes: that will be taken.
+    Raises:
+        CheckpointError: they are not free.
+    """
+    if (free := available_bytes(torch.device("cpu"))) < nbytes:
+        raise CheckpointError(f"{weights.folder}: the weights take {nbytes:,} bytes of memory, {free:,} are free")
     apply_precision(model, PrecisionConfig(activations=weights.public.format))
     _materialise(model, weights)
     for name, scale in weights.cache_scales().items():
@@ -70,7 +88,6 @@ def read_model(folder: Path, *, verified: bool = False) -> HybridLM:
         setattr(model.get_submodule(attention.rpartition(".")[0]), kind, scale)
     if weights.fp8_cache:
         model.keep_states(StateFormats(keys_values="fp8"))
-    return model
 
 
 def read_weights(model: HybridLM, folder: Path, *, verified: bool = False) -> None:

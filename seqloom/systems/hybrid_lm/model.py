@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from seqloom.core.distributed import Axis
 from seqloom.nn.attention import Attention
+from seqloom.nn.cache import HybridCache, Room
 from seqloom.nn.init import initialise
-from seqloom.nn.layer import Layer, Stack
+from seqloom.nn.layer import Layer, Memory, Stack
 from seqloom.nn.linear import Linear
 from seqloom.nn.mamba2 import Mamba2
 from seqloom.nn.mlp import Mlp
@@ -25,13 +26,12 @@ from seqloom.nn.moe import MoE, Router, Routing
 from seqloom.nn.mtp import MtpBlock
 from seqloom.nn.norm import RMSNorm
 from seqloom.nn.pattern import parse_pattern
-from seqloom.nn.state import LayerState
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.numerics.precision import Format, dtype_of
 from seqloom.ops.recompute import recomputing
 from seqloom.systems.hybrid_lm.config import HybridConfig, LoraConfig
 
-States = list[LayerState | None]
+States = list[Memory | None]
 
 
 class Attached(NamedTuple):
@@ -177,6 +177,17 @@ class HybridLM(nn.Module):
         dtype, formats = dtype_of(self.format), self.state_formats
         layers = enumerate(self.backbone.layers)
         return [layer.new_state(batch, dtype, formats, f"layers.{index}") for index, layer in layers]
+
+    def new_cache(self, rows: int, pages: int, page_tokens: int, ahead: int) -> HybridCache:
+        """Empty memory of an engine, for so many texts at a time over so many pages.
+
+        Args:
+            ahead: most tokens guessed in one call.
+        """
+        dtype, formats, room = dtype_of(self.format), self.state_formats, Room(rows, pages, page_tokens, ahead)
+        layers = enumerate(self.backbone.layers)
+        stores = [layer.new_store(room, dtype, formats, f"layers.{index}") for index, layer in layers]
+        return HybridCache(stores, [] if self.mtp is None else self.mtp.new_stores(room), room)
 
     def keep_states(self, formats: StateFormats) -> None:
         """Have memories that are made from now on, those of the prediction block too, stored in these formats."""

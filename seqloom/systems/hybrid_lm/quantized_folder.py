@@ -28,6 +28,7 @@ from seqloom.core.errors import CheckpointError
 from seqloom.numerics.packing import pack, unpack
 from seqloom.numerics.quantized import Quantized
 from seqloom.numerics.scheme import FP8_TENSOR, NVFP4_PTQ
+from seqloom.ops.packed_linear import PackedWeight
 from seqloom.quantize.config import Layout, QuantFormat
 from seqloom.quantize.sites import FUSED
 from seqloom.systems.hybrid_lm.quantized_config import Declared
@@ -75,6 +76,20 @@ class Packed(NamedTuple):
             scheme=FP8_TENSOR if self.format == "fp8" else NVFP4_PTQ,
             axis=1,
         ).dequantize()
+
+    def as_stored(self, tensors: TensorFolder) -> PackedWeight:
+        """The matrix in the bits of the file.
+
+        Raises:
+            CheckpointError: a code means no number.
+        """
+        codes, multiplier = tensors.read(self.codes).view(torch.uint8), (float(self.number(tensors, self.multiplier)),)
+        if self.format != "fp8":
+            scales = tensors.read(self.scale).view(torch.uint8)
+            return PackedWeight("nvfp4", codes, scales, multiplier, self.shape[1])
+        if bool((codes & 0x7F == 0x7F).any()):
+            raise CheckpointError(f"{tensors.entries[self.codes].file}: tensor {shown(self.codes)} has codes of NaN")
+        return PackedWeight("fp8", codes, None, multiplier, self.shape[1])
 
     def number(self, tensors: TensorFolder, name: str) -> Float32[Tensor, ""]:
         """A stored scalar as a multiplier."""

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from seqloom.ops.adapted_experts import LowRank, adapted_reference
-from seqloom.ops.experts import experts, experts_reference, experts_sorted
+from seqloom.ops.experts import experts, experts_in_order, experts_reference, experts_sorted
 from seqloom.ops.native.build import library, why_not
 
 if library() is None:
     pytest.skip(f"no native kernels: {why_not()}", allow_module_level=True)
 
 from seqloom.ops.native import experts as native
+from seqloom.ops.native.experts_stored import experts_stored
+from seqloom.ops.packed_linear import pack
 
 FP32, BF16 = torch.float32, torch.bfloat16
 SHAPES = [
@@ -256,3 +258,30 @@ def test_it_is_what_runs(monkeypatch):
     assert not torch.equal(experts(*given), experts_sorted(*given))
     monkeypatch.setenv("SEQLOOM_KERNELS", "torch")
     assert torch.equal(experts(*given), experts_sorted(*given))
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("stored", [FP32, BF16], ids=str)
+def test_as_stored_is_row_by_row_for_any_number(dtype, stored, poisoned_scratch):
+    x, indices, weights, up, down = inputs(700, 2, 3, 33, 47)
+    x, up, down = x.to(dtype), up.to(stored), down.to(stored)
+    y = experts_stored(x, indices, weights, up, down)
+    if dtype == FP32 or stored == BF16:  # then the other form reads the same numbers, and of so few tokens row by row
+        assert torch.equal(native.experts_native(x[:16], indices[:16], weights[:16], up, down), y[:16])
+    for first, last in ((0, 1), (5, 70), (300, 700)):
+        part = slice(first, last)
+        assert torch.equal(experts_stored(x[part], indices[part], weights[part], up, down), y[part])
+    tolerance = 2e-6 if dtype == FP32 else 2e-2
+    up, down = up.to(dtype), down.to(dtype)
+    assert_near([y], [experts_reference(*wide([x, indices, weights, up, down]))], tolerance)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8", "nvfp4"])
+def test_packed_stacks(kind, poisoned_scratch):
+    x, indices, weights, up, down = inputs(300, 2, 3, 32, 48)
+    up, down = pack(up, kind), pack(down, kind)
+    y = experts(x, indices, weights, up, down)
+    truth = experts_reference(*wide([x, indices, weights, up.dequantize(), down.dequantize()]))
+    assert_near([y], [truth], 2e-6)
+    assert torch.equal(experts(x[7:9], indices[7:9], weights[7:9], up, down), y[7:9])
+    assert_near([experts_in_order(x, indices, weights, up, down)], [truth], 2e-6)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from seqloom.ops.native.build import why_not
 from seqloom.ops.native.call import FLAG, kernel, pointer
+from seqloom.ops.native.matrix import matrices
 from seqloom.ops.native.matvec import MOST_ROWS, _form, matvec
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -32,7 +33,7 @@ def inputs(rows: int, outputs: int, width: int, x: torch.dtype = FP32, w: torch.
 @pytest.mark.parametrize(("x_format", "w_format"), FORMATS)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 17), (64, 100), (130, 384), (13, 32), (9, 33), (3000, 41)])
 def test_equals_the_product_in_fp64(shape: tuple[int, int], x_format: torch.dtype, w_format: torch.dtype) -> None:
-    for rows in (1, 2, 3, 4, 7, MOST_ROWS):
+    for rows in (1, 2, 3, 4, 7, MOST_ROWS, 70):
         x, w = inputs(rows, *shape, x_format, w_format)
         exact = x.double() @ w.to(x_format).double().T
         size = x.double().abs() @ w.to(x_format).double().abs().T  # rounding grows with the terms, not with their sum
@@ -44,20 +45,25 @@ def test_equals_the_product_in_fp64(shape: tuple[int, int], x_format: torch.dtyp
 
 @pytest.mark.parametrize(("x_format", "w_format"), FORMATS)
 def test_no_row_and_no_weight_sees_another(x_format: torch.dtype, w_format: torch.dtype) -> None:
-    x, w = inputs(MOST_ROWS, 2001, 77, x_format, w_format)
-    y = matvec(x, w)
-    for rows in range(1, MOST_ROWS):
-        assert torch.equal(matvec(x[-rows:], w), y[-rows:])
-    for first in (1, 2, 3, 1000):
-        assert torch.equal(matvec(x, w[first:]), y[:, first:])
+    for width in (77, 2101):  # in one stretch, and in cuts where rows are many
+        x, w = inputs(150, 2001 if width == 77 else 55, width, x_format, w_format)
+        y = matvec(x, w)
+        for rows in (*range(1, 10), MOST_ROWS - 1, MOST_ROWS, MOST_ROWS + 1, 75, 131):
+            assert torch.equal(matvec(x[-rows:], w), y[-rows:])
+        for first in (1, 2, 3, 50):
+            assert torch.equal(matvec(x, w[first:]), y[:, first:])
+            assert torch.equal(matvec(x[:MOST_ROWS], w[first:]), y[:MOST_ROWS, first:])
 
 
 @pytest.mark.parametrize(("x_format", "w_format"), FORMATS)
 def test_threads_change_no_bit(x_format: torch.dtype, w_format: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, w = inputs(5, 1003, 300, x_format, w_format)
-    one = matvec(x, w)
+    few, w = inputs(5, 1003, 300, x_format, w_format)
+    many = torch.randn(600, 300).to(x_format)  # in more than one part
+    one = [matvec(x, w) for x in (few, many)]
     monkeypatch.setattr("seqloom.ops.native.matvec.threads", lambda: 3)
-    assert all(torch.equal(matvec(x, w), one) for _ in range(20))
+    for _ in range(10):
+        assert torch.equal(matvec(few, w), one[0])
+        assert torch.equal(matvec(many, w), one[1])
 
 
 def test_any_layout_and_number_of_axes() -> None:
@@ -81,7 +87,7 @@ def test_nothing_gives_nothing() -> None:
 def test_only_the_result_is_written(x_format: torch.dtype, w_format: torch.dtype) -> None:
     x, w = inputs(3, 37, 19, x_format, w_format)
     room = torch.full((3 * 37 + 64,), 7.0, dtype=x_format)
-    _form(x_format, w_format)(pointer(x), pointer(w), pointer(room[32:]), 3, 37, 19, w.stride(0), 1)
+    _form(x_format)(pointer(x), matrices(w), pointer(room[32:]), 3, 37, 19, w.stride(0), 1)
     assert (room[:32] == 7).all()
     assert (room[-32:] == 7).all()
     assert torch.equal(room[32:-32].view(3, 37), matvec(x, w))

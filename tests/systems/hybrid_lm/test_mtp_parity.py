@@ -15,7 +15,6 @@ import torch
 import micro_runs
 from reference_hybrid import ReferenceHybrid
 from seqloom.data.rows import NO_TARGET
-from seqloom.serve import engine as engine_module
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 from seqloom.serve.request import Request
@@ -173,45 +172,28 @@ def test_the_loss_of_a_packed_step_equals_the_reference(run, tmp_path):
 @torch.inference_mode()
 @pytest.mark.parametrize("right", [0, 1, 2, 4])
 def test_what_is_remembered_after_any_number_of_right_guesses(right, monkeypatch):
-    """Every layer's memory equals that of one pass over the text so far, and the block's that of true states."""
-    monkeypatch.setattr(engine_module, "REPLAY_TOKENS", 0)  # right tokens are seen again at once, so memories are whole
+    """The model goes on from there as from one pass over the text so far, and the block as from true states."""
     model, _ = model_and_reference()
     engine = Engine((model, Nothing()))
-    prompt, greedy = tokens(1, 17)[0].tolist(), Sampling(max_tokens=16, temperature=0)
+    prompt, greedy = tokens(1, 17)[0].tolist(), Sampling(max_tokens=20, temperature=0)
     (plain,) = engine.generate([prompt], greedy)
 
-    def guess(request, most):
-        known = plain.token_ids[len(request.tokens) :][: min(most, request.remaining - 1)]
-        return [token if place < right else token ^ 1 for place, token in enumerate(known)]
+    def guess(request, logits, ahead):
+        token = plain.token_ids[len(request.tokens) + ahead]
+        return token if ahead < right else token ^ 1
 
     monkeypatch.setattr(Request, "guess", guess)
-    made = []
-
-    def new_states(batch):
-        made.append(type(model).new_states(model, batch))
-        return made[-1]
-
-    monkeypatch.setattr(model, "new_states", new_states)
-    (request,) = engine._requests([prompt], greedy)
-    for step, _ in enumerate(engine._run([request], 4)):
-        seen = torch.tensor([prompt + request.tokens])
-        if step == 2:
-            break
-    states = made[0]  # those of the batch; the prompt's own were joined to them
-    fresh = new_states(1)
-    hidden, _ = model.hidden(seen[:, :-1], states=fresh)
-    block = model.mtp.new_states(1)
-    model.draft(hidden, seen[:, 1:], block)
+    request = engine.submit(prompt, greedy, 4)
+    for _ in range(3):
+        engine.step()
+    seen, fresh, block = torch.tensor([request.ids]), model.new_states(1), model.mtp.new_states(1)
     assert seen.shape[1] == 17 + 3 * (right + 1)
-    for mine, wanted in zip([*states, *request.drafter._states], [*fresh, *block], strict=True):
-        for a, b in zip(contents(mine), contents(wanted), strict=True):
-            close(a, b)
-
-
-def contents(state):
-    if state is None:
-        return []
-    if hasattr(state, "ssm"):
-        return [state.window, state.ssm]
-    length = int(state.lengths)
-    return [state._keys[:, :, :length], state._values[:, :, :length]]
+    hidden, _ = model.hidden(seen[:, :-1], states=fresh)
+    close(request.ahead, model.draft(hidden, seen[:, 1:], block)[0, -1])
+    cache = engine._scheduler.cache
+    assert cache.reserve(0, 2)
+    hidden, _ = model.hidden(seen[:, -1:], states=cache.states(0, 1, 1))
+    wanted, _ = model.hidden(seen[:, -1:], states=fresh)
+    close(hidden, wanted)
+    newest = torch.tensor([plain.token_ids[len(request.tokens) :][:1]])
+    close(model.draft(hidden, newest, cache.draft_states(0, 1, 1)), model.draft(wanted, newest, block))

@@ -1,0 +1,260 @@
+"""What a Mamba-2 layer remembers of all rows of an engine: a slot of fixed size for each, changed in place.
+
+A guess is a token that may turn out wrong. The stored state stops before the guesses of a call, whose raw inputs are
+stored instead. `keep` says how many count, and the next call begins with those, in the same pass over the state. So
+going back costs nothing, reading and writing the state is all the traffic of a step, and since the same numbers meet
+in the same order, an answer has the same bits whether and how its tokens were guessed.
+
+A slot holds, for A guesses at most, a state, the convolution's inputs (the last of the stored state, then guesses), and
+the step sizes of guesses. Narrow states are rounded after every token by its number in its own row (`nn.narrow`).
+Papers: Mamba-2; replay as TensorRT-LLM and SGLang do it.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from seqloom.core.seeds import derive
+from seqloom.nn.narrow import Narrow, narrow, rounding_noise, stochastic, widen
+from seqloom.nn.state_formats import StateFormats
+from seqloom.ops.causal_conv import causal_conv
+from seqloom.ops.kernels import chosen
+from seqloom.ops.ssd import ssd
+
+
+class SlotShape(NamedTuple):
+    """Sizes of a mixer: `groups` of heads share B and C; `chunk` is that of a scan that need not be invariant."""
+
+    heads: int
+    head_width: int
+    state_width: int
+    groups: int
+    taps: int
+    chunk: int
+
+    @property
+    def inner(self) -> int:
+        return self.heads * self.head_width
+
+    @property
+    def channels(self) -> int:
+        return self.inner + 2 * self.groups * self.state_width
+
+
+class SavedSlot(NamedTuple):
+    """A copy of one row's memory."""
+
+    window: Float[Tensor, "V+K C"]
+    guesses: Float32[Tensor, "K H"]
+    codes: Tensor
+    scales: Float32[Tensor, "H P _"] | None
+    pending: int
+    position: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self[:4] if part is not None)
+
+
+class MambaSlots:
+    """The slots of one layer."""
+
+    def __init__(
+        self,
+        rows: int,
+        shape: SlotShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        formats: StateFormats,
+        place: str,
+        ahead: int,
+    ) -> None:
+        """
+        Args:
+            dtype: of the activations.
+            place: of the layer in its model; stochastic rounding draws other numbers in every place.
+            ahead: most guesses of a call, for each row.
+        """
+        self.shape, self.format, self.key = shape, formats.ssm, derive(formats.seed, "ssm_state", place)
+        # A row is cleared or loaded before its first use, so memory that nobody uses is never touched.
+        self.window = torch.empty(rows, shape.taps - 1 + ahead, shape.channels, dtype=dtype, device=device)
+        self.guesses = torch.empty(rows, ahead, shape.heads, device=device)
+        self.pending: Int64[Tensor, "R"] = torch.zeros(rows, dtype=torch.int64)  # on the CPU: they steer Python code
+        self.positions: Int64[Tensor, "R"] = torch.zeros(rows, dtype=torch.int64)
+        states = (shape.heads, shape.head_width, shape.state_width)
+        codes, scales = self.rounded(torch.empty(0, *states, device=device), self.positions[:0])
+        self.codes = torch.empty(rows, *states, dtype=codes.dtype, device=device)
+        self.scales = None if scales is None else torch.empty(rows, *scales.shape[1:], device=device)
+        self._native: Any = None
+
+    def rows(self, first: int, count: int, tables: object = None, guessed: bool = False) -> "MambaRows":
+        """A view for one call on rows first, first + 1, ...
+
+        Args:
+            tables: of pages, of which there are none here.
+            guessed: all tokens of the call but the first of each row are guesses; `keep` says which count.
+        """
+        return MambaRows(self, first, count, guessed)
+
+    def clear(self, row: int) -> None:
+        """Forget everything of a row."""
+        for part in self._parts:
+            part[row].zero_()
+
+    def move(self, source: int, target: int) -> None:
+        """Give a row's memory to another row."""
+        for part in self._parts:
+            part[target] = part[source]
+
+    def save(self, row: int) -> SavedSlot:
+        """A copy of a row's memory, for `load`."""
+        pending, reach = int(self.pending[row]), self.shape.taps - 1
+        return SavedSlot(
+            self.window[row, : reach + pending].clone(),
+            self.guesses[row, :pending].clone(),
+            self.codes[row].clone(),
+            None if self.scales is None else self.scales[row].clone(),
+            pending,
+            int(self.positions[row]),
+        )
+
+    def load(self, row: int, saved: SavedSlot) -> None:
+        """Make a row what another, or it, was when it was saved."""
+        self.window[row, : len(saved.window)] = saved.window
+        self.guesses[row, : saved.pending] = saved.guesses
+        self.put(slice(row, row + 1), Narrow(saved.codes, saved.scales))
+        self.pending[row], self.positions[row] = saved.pending, saved.position
+
+    def keep(self, first: int, accepted: list[int]) -> None:
+        """After a guessed call on rows first, first + 1, ...: so many of each row's tokens count, the first always."""
+        assert all(1 <= count <= 1 + self.ahead for count in accepted), (accepted, self.ahead)
+        self.pending[first : first + len(accepted)] = torch.tensor(accepted) - 1
+
+    @property
+    def ahead(self) -> int:
+        return self.guesses.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all slots."""
+        return sum(part.nbytes for part in self._parts)
+
+    @property
+    def native(self) -> Any:
+        """What the native functions are told of this memory."""
+        if self._native is None:
+            from seqloom.ops.native.mamba_rows import Remembered, slots
+
+            remembered = Remembered(self.window, self.guesses, self.pending, self.positions, self.codes, self.scales)
+            self._native = slots(remembered, self.shape.groups, self.format, self.key)
+        return self._native
+
+    def rounded(self, ssm: Float32[Tensor, "B H P N"], positions: Int64[Tensor, "B"]) -> Narrow:
+        """States as they are stored after each row's `positions` tokens."""
+        if self.format == "fp32":
+            return Narrow(ssm, None)
+        noise = rounding_noise(self.key, positions, ssm.shape[1:], ssm.device) if stochastic(self.format) else None
+        return narrow(ssm, self.format, noise)
+
+    def put(self, rows: slice, states: Narrow) -> None:
+        """Store the states of some rows."""
+        self.codes[rows] = states.codes
+        if self.scales is not None and states.scales is not None:
+            self.scales[rows] = states.scales
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        parts = (self.window, self.guesses, self.pending, self.positions, self.codes)
+        return parts if self.scales is None else (*parts, self.scales)
+
+
+class MambaRows:
+    """Some rows' memory during one call, which leaves there what it has met."""
+
+    def __init__(self, slots: MambaSlots, first: int, count: int, guessed: bool) -> None:
+        self.slots, self.first, self.count, self.guessed = slots, first, count, guessed
+
+    def mix(
+        self,
+        xbc: Float[Tensor, "B T C"],
+        dt: Float[Tensor, "B T H"],
+        taps: Float[Tensor, "C W"],
+        bias: Float[Tensor, "C"],
+        dt_bias: Float[Tensor, "H"],
+        a_log: Float[Tensor, "H"],
+        skip: Float[Tensor, "H"],
+    ) -> Float[Tensor, "B T I"]:
+        """Convolution, scan and the skip, between the projection and the gate."""
+        slots, weights = self.slots, (taps, bias, dt_bias, a_log, skip)
+        assert len(xbc) == self.count, (len(xbc), self.count)
+        assert not self.guessed or xbc.shape[1] <= 1 + slots.ahead, (xbc.shape, slots.ahead)
+        assert xbc.dtype == slots.window.dtype, (xbc.dtype, slots.window.dtype)
+        if all(chosen(op, xbc.device, xbc.dtype, xbc, dt, *weights) == "native" for op in ("ssd", "causal_conv")):
+            from seqloom.ops.native.mamba_rows import mamba_mix
+
+            return mamba_mix(xbc, dt, *weights, slots.native, self.first, self.guessed)
+        if not xbc.numel():
+            return xbc.new_empty(*xbc.shape[:2], slots.shape.inner)
+        return torch.cat([self._mix_alike(rows, xbc, dt, *weights) for rows in self._alike()])
+
+    def _alike(self) -> Iterator[slice]:
+        """Runs of rows, of this call, that have equally many guesses to catch up with."""
+        start = 0
+        for _, run in groupby(self.slots.pending[self.first : self.first + self.count].tolist()):
+            stop = start + len(list(run))
+            yield slice(start, stop)
+            start = stop
+
+    def _mix_alike(
+        self,
+        rows: slice,
+        xbc: Float[Tensor, "B T C"],
+        dt: Float[Tensor, "B T H"],
+        taps: Float[Tensor, "C W"],
+        bias: Float[Tensor, "C"],
+        dt_bias: Float[Tensor, "H"],
+        a_log: Float[Tensor, "H"],
+        skip: Float[Tensor, "H"],
+    ) -> Float[Tensor, "R T I"]:
+        """`mix` of rows of this call that have as many guesses to catch up with."""
+        slots, shape = self.slots, self.slots.shape
+        reach, fresh = shape.taps - 1, xbc.shape[1]
+        mine = slice(self.first + rows.start, self.first + rows.stop)
+        window, guesses, positions = slots.window[mine], slots.guesses[mine], slots.positions[mine]
+        pending = int(slots.pending[mine][0])
+        kept = pending + (1 if self.guessed else fresh)  # of all tokens, those whose state is stored
+        inputs = torch.cat([window[:, : reach + pending], xbc[rows]], 1)
+        steps = torch.cat([guesses[:, :pending], dt[rows].float()], 1)
+        mixed, _ = causal_conv(inputs[:, reach:], taps, bias, inputs[:, :reach])
+        u, b, c = mixed.split((shape.inner, *[shape.groups * shape.state_width] * 2), -1)
+        u = u.unflatten(-1, (shape.heads, -1))
+        b, c = (part.unflatten(-1, (shape.groups, -1)) for part in (b, c))
+        scan = partial(ssd, a=-torch.exp(a_log.float()), chunk=shape.chunk, dt_bias=dt_bias, skip=skip)
+        state = Narrow(slots.codes[mine], None if slots.scales is None else slots.scales[mine])
+        outputs = []
+        for at in self._spans(kept, pending + fresh):
+            y, ssm = scan(x=u[:, at], dt=steps[:, at], b=b[:, at], c=c[:, at], state=widen(state))
+            state = slots.rounded(ssm, positions + at.stop)
+            outputs.append(y)
+            if at.stop == kept:
+                slots.put(mine, state)
+        wrong = pending + fresh - kept
+        window[:, : reach + wrong] = inputs[:, kept:]
+        guesses[:, :wrong] = steps[:, kept:]
+        slots.pending[mine] = 0
+        positions += kept
+        return torch.cat(outputs, 1)[:, pending:].flatten(-2)
+
+    def _spans(self, kept: int, tokens: int) -> Iterator[slice]:
+        """Tokens that the scan takes at once: one after the other where the state is rounded between them."""
+        ends = (kept, tokens) if self.slots.format == "fp32" else range(1, tokens + 1)
+        start = 0
+        for end in ends:
+            if end > start:
+                yield slice(start, end)
+            start = end

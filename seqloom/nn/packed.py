@@ -1,0 +1,95 @@
+"""Linear layers and experts whose weights stay in few bits, for serving: read as they are stored, never learnt.
+
+They stand in the places of `Linear` and `Experts` in a model and compute the same products of other numbers. A packed
+weight is no parameter and no buffer: moving or casting a model leaves it alone. Embeddings, routers, norms and
+convolutions stay as they are.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seqloom.nn.linear import Linear
+from seqloom.nn.moe import Experts
+from seqloom.numerics.precision import Format, dtype_of
+from seqloom.ops.experts import experts
+from seqloom.ops.packed_linear import BLOCK, PackedWeight, pack, packed_linear
+
+ServedFormat = Literal["bf16", "int8", "fp8", "nvfp4"]
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T for a packed W [O, I]."""
+
+    def __init__(self, weight: PackedWeight, format: Format) -> None:
+        """
+        Args:
+            format: of x and y.
+        """
+        super().__init__()
+        self.weight, self.format = weight, format
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        return packed_linear(x.to(dtype_of(self.format)), self.weight)
+
+
+class PackedExperts(nn.Module):
+    """Routed experts with packed stacks up [E, F, I] and down [E, I, F]."""
+
+    def __init__(self, up: PackedWeight, down: PackedWeight, format: Format) -> None:
+        super().__init__()
+        self.up_proj, self.down_proj, self.format = up, down, format
+
+    def forward(
+        self, x: Float[Tensor, "S I"], chosen: Int[Tensor, "S J"], weights: Float[Tensor, "S J"]
+    ) -> Float[Tensor, "S I"]:
+        return experts(x.to(dtype_of(self.format)), chosen, weights, self.up_proj, self.down_proj)
+
+
+@torch.no_grad()
+def pack_linears(model: nn.Module, format: ServedFormat, *, head: bool = False) -> dict[str, str]:
+    """Store the weights of all linear layers and experts in one format, one after the other, for serving.
+
+    What is packed already stays, and so do layers with adapters or other additions, and, of NVFP4, those whose inputs
+    cannot be cut into blocks.
+
+    Args:
+        head: the output head too.
+    Returns:
+        the format in which each of the layers is stored now, by name.
+    """
+    formats: dict[str, str] = {}
+    for name, module in list(model.named_modules()):
+        if type(module) is Linear and (head or module.hidden_matrices):
+            stored = _packed(module.weight, format)
+            if isinstance(stored, PackedWeight):
+                replace(model, name, PackedLinear(stored, module.format))
+            else:
+                module.weight.data = stored
+            formats[name] = _name(stored)
+        elif type(module) is Experts:
+            up, down = _packed(module.up_proj, format), _packed(module.down_proj, format)
+            if isinstance(up, PackedWeight) and isinstance(down, PackedWeight):
+                replace(model, name, PackedExperts(up, down, module.format))
+            elif isinstance(up, Tensor) and isinstance(down, Tensor):
+                module.up_proj.data, module.down_proj.data = up, down
+            formats[name] = _name(up if type(up) is type(down) else module.up_proj)
+    return formats
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module.train(model.training))
+
+
+def _packed(weight: Tensor, format: ServedFormat) -> Tensor | PackedWeight:
+    if format == "bf16":
+        return weight.data.bfloat16()
+    return weight.data if format == "nvfp4" and weight.shape[-1] % BLOCK else pack(weight, format)
+
+
+def _name(stored: Tensor | PackedWeight) -> str:
+    return stored.kind if isinstance(stored, PackedWeight) else str(stored.dtype).removeprefix("torch.")

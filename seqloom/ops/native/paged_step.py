@@ -1,0 +1,48 @@
+"""An attention layer over pages for a few tokens of generation in C++; see `ops.native.step`."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from seqloom.ops.native.call import FLAG, NUMBER, POINTER, SIZE, THREADS, kernel, suffix, threads
+from seqloom.ops.native.paged_attention import check
+from seqloom.ops.native.step import LAYER, AttentionWeights, layer
+from seqloom.ops.paged_attention import Pages
+
+_STEP = (*LAYER, *[SIZE] * 7, *[POINTER] * 4, FLAG, NUMBER, NUMBER, NUMBER, THREADS)
+
+
+def paged_attention_step(
+    x: Float[Tensor, "B T D"],
+    gain: Float[Tensor, "D"],
+    eps: float,
+    weights: AttentionWeights,
+    pages: Pages,
+    tables: Int32[Tensor, "B P"],
+    lengths: Int64[Tensor, "B"],
+    scale: float,
+) -> Float[Tensor, "B T D"]:
+    """
+    Args:
+        pages: get the keys and values of these tokens too.
+        lengths: tokens each row had before.
+        scale: of the scores.
+    """
+    check(x.dtype, x.shape[1], pages, tables, lengths)
+    y, gain = torch.empty_like(x), gain.float()
+    batch, tokens, _ = x.shape
+    _, groups, head_width, page_tokens = pages.keys.shape
+    _form(x.dtype)(
+        *layer(x, y, gain, eps, *weights), batch, tokens, weights.q.shape[0] // head_width, groups, head_width,
+        page_tokens, tables.shape[1], tables.data_ptr(), lengths.data_ptr(), pages.keys.data_ptr(),
+        pages.values.data_ptr(), pages.coded, pages.k_scale, pages.v_scale, scale * pages.k_scale, threads(),
+    )  # fmt: skip
+    return y
+
+
+@lru_cache
+def _form(dtype: torch.dtype) -> Callable[..., None]:
+    return kernel(f"paged_attention_step_{suffix(dtype)}", *_STEP)

@@ -1,0 +1,129 @@
+"""From a body of chat completions to requests of the engine: template, thinking, tools, form of the answer.
+
+Thinking is opened or not by the end of the prompt, and bounded by a budget of tokens. `thinking_tokens: 0` and
+`reasoning_effort: "none"` leave it away; the other efforts are budgets, unless the template has an option of that name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from seqloom.core.errors import ConfigError
+from seqloom.data.chat_template import ChatTemplate
+from seqloom.serve.call_grammar import required_call
+from seqloom.serve.config import Grammar
+from seqloom.serve.http.drawing import choices, sampling
+from seqloom.serve.http.errors import RefusedError, bad
+from seqloom.serve.http.model import ServedModel
+from seqloom.serve.http.prepared import Defaults, Prepared
+from seqloom.serve.http.protocol import ChatBody, NamedChoice
+from seqloom.serve.marks import marks_of
+from seqloom.serve.tool_calls import Form, form_of
+
+EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None}
+"""Budgets of thinking tokens; None has no limit."""
+
+
+class Templated(Protocol):
+    """A tokenizer, or what stands for one, with the chat template that came with it."""
+
+    @property
+    def template(self) -> ChatTemplate | None: ...
+
+
+def prepare_chat(body: ChatBody, model: ServedModel, capacity: int, defaults: Defaults) -> Prepared:
+    """Render, encode and check a request.
+
+    Args:
+        capacity: most tokens of prompt and answer.
+    Raises:
+        RefusedError: it cannot be answered as it is asked for.
+    """
+    thinking, budget, options = _thinking(body, model, defaults)
+    tools = _offered(body)
+    text = model.render(body.messages, tools, options, thinking=thinking)
+    prompt = model.tokenizer.encode(text, specials=True)
+    marks = find_marks(model, text, tools=bool(tools))
+    if marks["think_close"] is None:
+        budget = None  # a model that does not think needs no limit
+    asked = body.max_completion_tokens or body.max_tokens
+    form = form_of(model.template.source) if model.template else None
+    settings = sampling(
+        body, length(len(prompt), asked, capacity, defaults), (model.tokenizer.answer_end,),
+        thinking_tokens=budget, logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=_required(body, tools or [], form, model),
+    )  # fmt: skip
+    return Prepared(
+        requests=[
+            {"prompt": prompt, "sampling": each, "draft": defaults.draft_tokens, "marks": marks}
+            for each in choices(settings, body.n or 1)
+        ],
+        tools=tools or [],
+        form=form,
+        one_call=body.parallel_tool_calls is False,
+    )
+
+
+def length(prompt: int, asked: int | None, capacity: int, defaults: Defaults) -> int:
+    """Most tokens of an answer.
+
+    Raises:
+        RefusedError: prompt and answer together do not fit.
+    """
+    if prompt + (asked or 1) > capacity:
+        raise RefusedError(
+            400, f"the prompt has {prompt:,} tokens, the answer may have {asked or 1:,}; together {capacity:,} fit",
+            param="messages", code="context_length_exceeded",
+        )  # fmt: skip
+    return asked or min(defaults.answer_tokens, capacity - prompt)
+
+
+def find_marks(model: Templated, prompt: str, *, tools: bool) -> dict[str, Any]:
+    """How the model marks thoughts and tool calls, as its template shows, and whether the answer begins in thoughts."""
+    return dataclasses.asdict(marks_of(model.template.source if model.template else "", prompt, tools=tools))
+
+
+def _thinking(
+    body: ChatBody, model: ServedModel, defaults: Defaults
+) -> tuple[bool | None, int | None, Mapping[str, Any]]:
+    """Whether to think (None: as the server was set up), the budget of it, and the options of the template."""
+    if body.thinking_tokens is not None and body.max_thinking_tokens is not None:
+        raise bad("thinking_tokens and max_thinking_tokens are the same; give one", "thinking_tokens")
+    budget = body.thinking_tokens if body.thinking_tokens is not None else body.max_thinking_tokens
+    options, effort = dict(body.chat_template_kwargs or {}), body.reasoning_effort
+    if effort is not None and model.template is not None and "reasoning_effort" in model.template.options:
+        options = {"reasoning_effort": effort, **options}
+    elif effort is not None and budget is None:
+        return EFFORTS[effort] != 0, EFFORTS[effort], options
+    if budget is None:
+        return None, defaults.thinking_tokens, options
+    return budget > 0, budget, options
+
+
+def _offered(body: ChatBody) -> list[dict[str, Any]] | None:
+    """The tools that the model is told of."""
+    choice, names = body.tool_choice, [tool.function.name for tool in body.tools or ()]
+    if isinstance(choice, NamedChoice) and choice.function.name not in names:
+        raise bad(f"tool_choice: no tool is called '{choice.function.name}'", "tool_choice")
+    if choice == "required" and not names:
+        raise bad("tool_choice: a call is required, but there are no tools", "tool_choice")
+    if len(set(names)) < len(names):
+        raise bad("tools: two have the same name", "tools")
+    if not names or choice == "none":
+        return None
+    return [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+
+
+def _required(body: ChatBody, tools: list[dict[str, Any]], form: Form | None, model: ServedModel) -> Grammar | None:
+    """The grammar of an answer that must be a call; None where it need not."""
+    choice = body.tool_choice
+    if not tools or choice in (None, "auto"):
+        return None
+    if form is None:
+        raise bad("tool_choice: how this model writes calls is not known here, so none can be required", "tool_choice")
+    if isinstance(choice, NamedChoice):
+        tools = [tool for tool in tools if tool["function"]["name"] == choice.function.name]
+    try:
+        return required_call(form, tools, model.tokenizer)
+    except ConfigError as error:
+        raise bad(str(error), "tools") from None

@@ -1,0 +1,190 @@
+"""Completions of plain text: from the body to requests of the engine, and from their answers to bodies.
+
+A batch of prompts gives n choices for each, in their order. With `echo` the prompt stands before the answer, and its
+log-probabilities before those of the answer; `max_tokens: 0` then gives the prompt alone.
+"""
+
+import json
+import time
+from typing import Any
+
+from seqloom.serve.http.answers import Choice, new_id, shown_logprob, usage
+from seqloom.serve.http.chat import length
+from seqloom.serve.http.drawing import choices, completion_logprobs, sampling
+from seqloom.serve.http.engine_process import Update
+from seqloom.serve.http.errors import RefusedError, bad
+from seqloom.serve.http.model import ServedModel
+from seqloom.serve.http.prepared import Defaults, Prepared
+from seqloom.serve.http.protocol import CompletionBody
+
+Prompt = str | list[int]
+
+LIGHT = 1000
+"""Characters of a prompt that take no time worth a thread."""
+
+
+def prompts_of(body: CompletionBody) -> list[Prompt]:
+    """The prompts of a batch; most often one."""
+    prompt: Any = body.prompt
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
+def is_light(body: object) -> bool:
+    """Whether next to nothing has to be done for a request: a short prompt without a form for its answer."""
+    if not isinstance(body, CompletionBody) or body.structured_outputs is not None:
+        return False
+    return (isinstance(body.prompt, str) and len(body.prompt) < LIGHT) or isinstance(body.prompt[0], int)
+
+
+def prepare_completion(body: CompletionBody, model: ServedModel, capacity: int, defaults: Defaults) -> Prepared:
+    """
+    Raises:
+        RefusedError: the request cannot be answered as it is asked for.
+    """
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise bad("best_of: only as many answers as n can be made", "best_of")
+    if body.max_tokens == 0 and not body.echo:
+        raise bad("max_tokens: 0 leaves nothing to answer without echo", "max_tokens")
+    requests = []
+    for prompt in prompts_of(body):
+        ids = model.encode(prompt) if isinstance(prompt, str) else prompt
+        most = 1 if body.max_tokens == 0 else length(len(ids), body.max_tokens, capacity, defaults)
+        settings = sampling(body, most, **completion_logprobs(body))
+        requests += [
+            {"prompt": ids, "sampling": each, "draft": defaults.draft_tokens, "marks": None}
+            for each in choices(settings, body.n or 1)
+        ]
+    return Prepared(requests=requests)
+
+
+class Texts:
+    """The choices of an answer and their log-probabilities, as far as they have come."""
+
+    def __init__(self, model: ServedModel, body: CompletionBody, prepared: Prepared) -> None:
+        self.model, self.body = model, body
+        self.choices = [Choice() for _ in prepared.requests]
+        self._prompts = [request["prompt"] for request in prepared.requests]
+        self._offsets = [0] * len(self.choices)
+
+    @property
+    def done(self) -> bool:
+        return all(choice.finish is not None for choice in self.choices)
+
+    def feed(self, choice: int, update: Update, first: bool) -> tuple[str, dict[str, Any] | None]:
+        """What an update adds to a choice: text, and log-probabilities if they were asked for."""
+        text = "".join(text for _, text in self.choices[choice].feed(update))
+        tokens: list[tuple[int, Any]] = []
+        if first and self.body.echo:
+            tokens += zip(self._prompts[choice], update["prompt_logprobs"] or (), strict=False)
+        if self.body.max_tokens == 0:
+            text = ""
+        elif update["logprobs"]:
+            tokens += zip(update["tokens"], update["logprobs"], strict=False)
+        if first and self.body.echo:
+            text = self._echo(choice) + text
+        return text, self._logprobs(choice, tokens) if self.body.logprobs is not None else None
+
+    def usage(self) -> dict[str, Any]:
+        found = usage(self.choices, prompts=len(self.choices) // (self.body.n or 1))
+        if self.body.max_tokens == 0:
+            found |= {"completion_tokens": 0, "total_tokens": found["prompt_tokens"]}
+        return found
+
+    def head(self) -> dict[str, Any]:
+        return {
+            "id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": self.model.name,
+            "system_fingerprint": self.model.fingerprint,
+        }  # fmt: skip
+
+    def _echo(self, choice: int) -> str:
+        prompt = prompts_of(self.body)[choice // (self.body.n or 1)]
+        return prompt if isinstance(prompt, str) else self.model.tokenizer.decode(prompt, specials=True)
+
+    def _logprobs(self, choice: int, tokens: list[tuple[int, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for token, likely in tokens:
+            text = self.model.token_text(token)
+            found["tokens"].append(text)
+            found["text_offset"].append(self._offsets[choice])
+            self._offsets[choice] += len(text)
+            logprob, top = likely
+            likely = [(token, logprob), *top]
+            known = logprob is not None  # nothing came before the first token of a prompt
+            found["token_logprobs"].append(shown_logprob(logprob) if known else None)
+            found["top_logprobs"].append({self._name(one): shown_logprob(p) for one, p in likely} if known else None)
+        return found
+
+    def _name(self, token: int) -> str:
+        """The text of a token, or its bytes where it is a part of a character and other tokens show the same."""
+        text = self.model.token_text(token)
+        return "bytes:" + repr(self.model.token_bytes(token))[2:-1] if "\ufffd" in text else text
+
+
+class CompletionWhole:
+    """The answer as one JSON object."""
+
+    media_type = "application/json"
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self._said: list[list[str]] = [[] for _ in texts.choices]
+        self._logprobs: list[dict[str, Any] | None] = [None for _ in texts.choices]
+
+    @property
+    def done(self) -> bool:
+        return self._texts.done
+
+    def feed(self, choice: int, update: Update) -> bytes:
+        text, logprobs = self._texts.feed(choice, update, first=not self._said[choice])
+        self._said[choice].append(text)
+        if logprobs is not None:
+            before = self._logprobs[choice]
+            self._logprobs[choice] = {key: (before[key] if before else []) + logprobs[key] for key in logprobs}
+        return b""
+
+    def end(self) -> bytes:
+        shown = [
+            {
+                "index": number,
+                "text": "".join(self._said[number]),
+                "logprobs": self._logprobs[number],
+                "finish_reason": choice.finish,
+            }
+            for number, choice in enumerate(self._texts.choices)
+        ]
+        return json.dumps({**self._texts.head(), "choices": shown, "usage": self._texts.usage()}).encode()
+
+    def failed(self, error: RefusedError) -> bytes:
+        raise AssertionError(error)  # nothing is sent before the end
+
+
+class CompletionStream:
+    """The answer as events."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, texts: Texts, *, with_usage: bool) -> None:
+        self._texts, self._with_usage = texts, with_usage
+        self._head = "data: " + json.dumps(texts.head())[:-1] + ', "choices": ['
+        self._begun: set[int] = set()
+
+    @property
+    def done(self) -> bool:
+        return self._texts.done
+
+    def feed(self, choice: int, update: Update) -> bytes:
+        text, logprobs = self._texts.feed(choice, update, first=choice not in self._begun)
+        self._begun.add(choice)
+        finish = self._texts.choices[choice].finish
+        if not text and logprobs is None and finish is None:
+            return b""
+        shown = {"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        usage = ', "usage": null' if self._with_usage else ""
+        return f"{self._head}{json.dumps(shown)}]{usage}}}\n\n".encode()
+
+    def end(self) -> bytes:
+        usage = f'{self._head}], "usage": {json.dumps(self._texts.usage())}}}\n\n' if self._with_usage else ""
+        return usage.encode() + b"data: [DONE]\n\n"
+
+    def failed(self, error: RefusedError) -> bytes:
+        return f"data: {json.dumps(error.body)}\n\ndata: [DONE]\n\n".encode()

@@ -1,0 +1,203 @@
+"""The engine's own process: requests come in by a pipe, pieces of answers go out by another.
+
+Whatever ends this process, the server in front lives on and starts another one. Messages are frames of JSON (see
+`data.template_worker`):
+
+    to it      {"open": folder, "engine": {...}, "threads": n}     first, once
+               {"do": "submit", "id", "prompt": [ids], "sampling": {...}, "draft": n | "auto", "marks": {...} | null}
+               {"do": "cancel", "id"}
+               {"do": "stop"}
+    from it    {"ready": {"capacity", ...}} or {"failed": message}  once
+               {"updates": [{"id", "pieces": [[channel, text]], "tokens": [ids], "logprobs": [[p, [[id, p]]]] | null,
+                             "prompt_logprobs": ... | null, "finish": reason | null, "error": text | null,
+                             "usage": {...}}]}                       one a turn
+               {"statistics": {...}}                                 twice a second
+
+Standard output belongs to the frames: whatever else is printed goes to standard error. A broken pipe ends the process.
+"""
+
+import dataclasses
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from typing import IO, Any, Protocol
+
+from seqloom.core.errors import ConfigError, DataError, SeqloomError
+from seqloom.data.template_worker import receive, send
+from seqloom.serve.config import Grammar, Sampling
+
+STATISTICS_SECONDS = 0.5
+
+Message = dict[str, Any]
+
+
+class Served(Protocol):
+    """What the process asks of an engine."""
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        ...
+
+    @property
+    def statistics(self) -> Any: ...
+
+    def submit(self, prompt: list[int], sampling: Sampling, draft_tokens: Any = 0, marks: Any = None) -> Any: ...
+
+    def step(self) -> list[Any]: ...
+
+    def cancel(self, request: Any) -> None: ...
+
+
+class Worker:
+    """Carries requests to an engine and its answers back until the pipe ends."""
+
+    def __init__(self, engine: Served, source: IO[bytes], sink: IO[bytes]) -> None:
+        self._engine, self._source, self._sink = engine, source, sink
+        self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._requests: dict[int, Any] = {}
+        self._ids: dict[Any, int] = {}
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, name="requests", daemon=True).start()
+        due = 0.0
+        while True:
+            if (now := time.monotonic()) >= due:
+                send(self._sink, {"statistics": dataclasses.asdict(self._engine.statistics)})
+                due = now + STATISTICS_SECONDS
+            if not self._take(due - now):
+                return
+            if self._requests:
+                self._turn()
+
+    def _listen(self) -> None:
+        """Read on while the engine computes."""
+        message: Message | None = {}
+        while message is not None:
+            message = receive(self._source)
+            self._inbox.put(message)
+
+    def _take(self, patience: float) -> bool:
+        """Do what was asked for; waits for it only while there is nothing to compute. False: it is over."""
+        try:
+            message = self._inbox.get_nowait() if self._requests else self._inbox.get(timeout=patience)
+            while True:
+                if message is None or message["do"] == "stop":
+                    return False
+                self._do(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            return True
+
+    def _do(self, message: Message) -> None:
+        identity = message["id"]
+        if message["do"] == "cancel":
+            if (request := self._requests.pop(identity, None)) is not None:
+                del self._ids[request]
+                self._engine.cancel(request)
+            return
+        try:
+            sampling = read_sampling(message["sampling"])
+            request = self._engine.submit(message["prompt"], sampling, message["draft"], read_marks(message["marks"]))
+        except SeqloomError as error:
+            refused = {"pieces": [], "tokens": [], "finish": "refused", "error": str(error), "usage": {}}
+            send(self._sink, {"updates": [{"id": identity, **refused}]})
+            return
+        self._requests[identity], self._ids[request] = request, identity
+
+    def _turn(self) -> None:
+        updates = []
+        for request in self._engine.step():
+            identity = self._ids.get(request)
+            if identity is None:
+                continue
+            updates.append({"id": identity, **update(request)})
+            if request.finish_reason is not None:
+                del self._requests[identity], self._ids[request]
+        if updates:
+            send(self._sink, {"updates": updates})
+
+
+def update(request: Any) -> Message:
+    """What is new of a request since the last turn; one that cannot be answered as it is asked for is refused."""
+    fresh = request.fresh
+    refused = isinstance(request.failure, ConfigError | DataError)
+    return {
+        "pieces": fresh.pieces,
+        "tokens": fresh.token_ids,
+        "logprobs": _likely(fresh.logprobs),
+        "prompt_logprobs": _likely(fresh.prompt_logprobs),
+        "finish": "refused" if refused else request.finish_reason,
+        "error": request.error,
+        "usage": dataclasses.asdict(request.usage),
+    }
+
+
+def _likely(choices: list[Any] | None) -> list[Any] | None:
+    """The log-probability of each token, if it has one, and those of the most likely."""
+    return choices and [(choice.logprob, choice.top) for choice in choices]
+
+
+def read_sampling(given: Message) -> Sampling:
+    """Settings of a request as they came through the pipe; JSON knows neither tuples nor classes."""
+    grammar = given.get("grammar")
+    tuples = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    if "logit_bias" in tuples:
+        tuples["logit_bias"] = tuple((token, bias) for token, bias in tuples["logit_bias"])
+    return Sampling(**{**given, **tuples, "grammar": grammar and Grammar(**grammar)})
+
+
+def read_marks(given: Message | None) -> Any:
+    from seqloom.serve.channels import ChannelMarks
+
+    return None if given is None else ChannelMarks(**given)
+
+
+def main() -> None:
+    """Open the engine that the first message names, and serve."""
+    source, sink = take_pipes()
+    opening = receive(source)
+    if opening is None:
+        return
+    import torch
+
+    from seqloom.serve.engine import Engine
+
+    if opening["threads"] is not None:
+        torch.set_num_threads(opening["threads"])
+    try:
+        engine = Engine(opening["open"], **opening["engine"])
+        engine.generate([[0]], Sampling(max_tokens=2, temperature=0))  # the first token brings the kernels into memory
+    except SeqloomError as error:
+        send(sink, {"failed": str(error)})
+        return
+    serve(engine, source, sink)
+
+
+def take_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """The pipes of the frames; what a library prints can no longer come between them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's business, and so is SIGTERM to its group
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return source, sink
+
+
+def serve(engine: Served, source: IO[bytes], sink: IO[bytes]) -> None:
+    """Say that the engine is ready, work until the other side is gone, and end the process."""
+    code = 0
+    try:
+        send(sink, {"ready": {"capacity": engine.capacity, "pid": os.getpid()}})
+        Worker(engine, source, sink).run()
+    except BrokenPipeError:
+        pass
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)  # a thread may still read, and nothing is left to write
+
+
+if __name__ == "__main__":
+    main()
