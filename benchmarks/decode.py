@@ -101,7 +101,6 @@ def measure(size: str, format: str, rows: int, context: int, twin: bool, options
 def ours(folder: Path, tokens: Tensor) -> Opened:
     """Our model after all tokens but the last few, which the gate feeds it one by one."""
     from seqloom import load
-    from seqloom.serve.contract import restore, snapshot
 
     model = load(folder).eval()
     states = model.new_states(len(tokens))
@@ -112,7 +111,7 @@ def ours(folder: Path, tokens: Tensor) -> Opened:
         return model.head(hidden[:, -1:])[:, -1]
 
     logits = [[feed(part) for part in tokens[:, :context].split(PIECE, 1)][-1]]
-    mark, first = snapshot(states), logits[0].argmax(-1, keepdim=True)
+    marks, first = [state and state.snapshot() for state in states], logits[0].argmax(-1, keepdim=True)
     logits += [feed(tokens[:, place : place + 1]) for place in range(context, tokens.shape[1])]
 
     def run(token: Tensor) -> None:
@@ -120,7 +119,9 @@ def ours(folder: Path, tokens: Tensor) -> Opened:
             token = feed(token).argmax(-1, keepdim=True)
 
     def before() -> Tensor:
-        restore(states, mark)
+        for state, mark in zip(states, marks, strict=True):
+            if state is not None:
+                state.restore(mark)
         return first
 
     return Opened(torch.stack(logits), Side(run, before))

@@ -35,7 +35,7 @@ from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, Mamb
 
 FORMATS, ROWS, LENGTHS = ("bf16", "int8", "nvfp4"), (1, 8), (512, 2048, 8192)
 CONTEXTS = (1024, 4096, 16384, 65536)
-PROMPT, STEPS, GATE_STEPS, PAGE = 128, 16, 4, 256
+PROMPT, CONTEXT, STEPS, GATE_STEPS, PAGE = 128, 4096, 16, 4, 256
 BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.5, "nvfp4": 4.5}
 """Of a weight, scales included."""
 HYBRIDS = {
@@ -87,7 +87,7 @@ def rows_at(size: str, format: str, rows: int, options: Namespace) -> Line:
     tokens = _tokens(config, rows, PROMPT + GATE_STEPS)
     line: Line = {"parameters": parameters(config), "rows": rows, "context": PROMPT}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as room:
-        engine = _engine(config, format, Path(room), rows)
+        engine = _engine(config, format, Path(room), rows, CONTEXT)
         logits = {OURS: _full_pass(engine, tokens)}
         sides = {OURS: _steps(engine, tokens[:, :PROMPT])}
         if not options.alone:
@@ -95,7 +95,7 @@ def rows_at(size: str, format: str, rows: int, options: Namespace) -> Line:
                 with _maybe(line, TRANSFORMERS):
                     logits[TRANSFORMERS], sides[TRANSFORMERS] = decode.theirs(Path(room, "bf16"), format, tokens)
             with _maybe(line, LLAMA):
-                llama = stack.enter_context(_llama(config, format, Path(room), rows, 4096, options.threads))
+                llama = stack.enter_context(_llama(config, format, Path(room), rows, CONTEXT, options.threads))
                 logits[LLAMA] = torch.stack(
                     [llama.feed(tokens[:, :PROMPT])]
                     + [llama.feed(tokens[:, place : place + 1]) for place in range(PROMPT, tokens.shape[1])]
@@ -118,7 +118,7 @@ def prompt_of(size: str, format: str, length: int, options: Namespace) -> Line:
     tokens = _tokens(config, 1, length)
     line: Line = {"parameters": parameters(config), "length": length}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as room:
-        engine = _engine(config, format, Path(room), 1)
+        engine = _engine(config, format, Path(room), 1, length + 1)
         logits, sides = {OURS: _full_pass(engine, tokens)[-1]}, {OURS: plain(partial(_first_token, engine, tokens))}
         if not options.alone:
             if format == "bf16":
@@ -135,13 +135,14 @@ def prompt_of(size: str, format: str, length: int, options: Namespace) -> Line:
     return line | {"tokens_per_second": {name: short(length / seconds) for name, seconds in medians.items()}}
 
 
-def _engine(config: HybridConfig, format: str, room: Path, rows: int) -> Any:
-    """Ours, on the BF16 weights that all sides begin with."""
+def _engine(config: HybridConfig, format: str, room: Path, rows: int, context: int) -> Any:
+    """Ours, on the BF16 weights that all sides begin with, for so many tokens of each row."""
     from seqloom.serve.engine import Engine
 
     folder = write(config, "bf16", room)
     _tokenizer().save(folder)
-    return Engine(folder, rows, weights="as_stored" if format == "bf16" else format, prefix_cache=False)
+    weights = "as_stored" if format == "bf16" else format
+    return Engine(folder, rows, weights=weights, prefix_cache=False, cache_tokens=rows * context)
 
 
 def _steps(engine: Any, prompts: Tensor) -> Side:

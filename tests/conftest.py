@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-import jaxtyping
+import checked_shapes
 import pytest
 import torch
 
@@ -11,10 +11,7 @@ import torch
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Shapes in signatures are checked wherever arrays flow; must precede the first import of these rooms.
-jaxtyping.install_import_hook(
-    ["seqloom.numerics", "seqloom.ops", "seqloom.nn", "seqloom.rl", "seqloom.systems"], typechecker="beartype.beartype"
-)
+checked_shapes.install()
 
 from seqloom.core.cache import cache_folder  # noqa: E402
 from seqloom.ops.native.build import library  # noqa: E402
@@ -35,6 +32,11 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEQLOOM_CACHE", str(folder))
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    checked_shapes.begin_test()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -161,8 +161,8 @@ class _Answer:
             self.texts[channel] = self.texts.get(channel, "") + text
         self.tokens += fresh.token_ids
         for name in ("logprobs", "prompt_logprobs"):
-            for choice in getattr(fresh, name) or ():
-                self.likely.setdefault(name, []).append(choice and [choice.logprob, choice.top])
+            for likely in getattr(fresh, name) or ():
+                self.likely.setdefault(name, []).append([likely.logprob, likely.top])
 
     def record(self, request: Any) -> Record:
         if request.error is not None:

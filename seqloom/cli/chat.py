@@ -65,6 +65,8 @@ def chat(
     from seqloom.data.tokenizer import open_tokenizer
     from seqloom.serve.engine import Engine
 
+    if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
+        raise ConfigError("--logprobs, --prompt-logprobs: a conversation shows none; see `seqloom generate --json`")
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # gives `input` its line editing and history
     options, tokenizer = _options(template_option), open_tokenizer(run)
@@ -106,9 +108,6 @@ class Answer:
 
     def show(self, engine: "Engine", asked: Asked, draft_tokens: DraftTokens) -> None:
         start, first = time.perf_counter(), None
-        self._thinking = asked.marks is not None and asked.marks.starts_thinking
-        if self._thinking:
-            _dim(True)
         request = engine.submit(asked.prompt, asked.sampling, draft_tokens, asked.marks)
         with _stoppable() as stopped:
             while request.finish_reason is None and not stopped.is_set():

@@ -55,6 +55,8 @@ def generate(
     """
     if (input is None) != (output is None) or (input is not None and prompts):
         raise ConfigError("--input and --output go together, and without prompts on the command line")
+    if input is None and not as_json and (sampling.logprobs is not None or sampling.prompt_logprobs is not None):
+        raise ConfigError("--logprobs, --prompt-logprobs: plain text shows none; add --json, or use --input")
     from seqloom.serve.engine import Engine
 
     if input is not None and output is not None:

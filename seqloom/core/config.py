@@ -37,6 +37,9 @@ else:
 
 T = TypeVar("T")
 
+_TYPE = re.compile(r"(int|float|str|bool|constrained-\w+|literal\[.*\])")
+"""pydantic's name for one of the types that a setting may have; it ends the path of a mistake."""
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[T]) -> type[T]:
@@ -74,7 +77,7 @@ def check(value: T, source: str = "config") -> T:
 
 def to_data(value: Any) -> dict[str, Any]:
     """A config as plain dictionaries, lists and scalars."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))
+    return json.loads(json.dumps(dataclasses.asdict(value), default=str))
 
 
 def to_yaml(value: Any) -> str:
@@ -141,6 +144,8 @@ def _yaml() -> tuple[Any, Any]:
 
 def _explain(cls: type[Any], mistake: Mapping[str, Any], source: str) -> str:
     path = [str(part) for part in mistake["loc"]]
+    if path[1:] and _TYPE.fullmatch(path[-1]):
+        del path[-1]
     where = f"{source}: {'.'.join(path) or 'top level'}"
     if mistake["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _names_at(cls, path[:-1])

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from seqloom.core.errors import CheckpointError, DataError
 from seqloom.data.chat_template import ChatTemplate
 from seqloom.data.sentencepiece_model import convert
 from seqloom.data.template_files import read_templates, read_text, write_templates
+from seqloom.data.token_pieces import token_pieces
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 SPECIALS = (
@@ -78,7 +78,7 @@ class TextTokenizer:
         chat_template: the template that came with the tokenizer, or several by name: `default`, and `tool_use` for
             conversations with tools.
         """
-        self._definition, self._inner = definition, _load(definition)
+        self.definition, self._inner = definition, _load(definition)
         self._inner.encode_special_tokens = True
         self.size = max(self._inner.get_vocab().values()) + 1
         """Number of ids: one more than the highest."""
@@ -151,22 +151,15 @@ class TextTokenizer:
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """How many bytes of text each token stands for, [V] int64; 0 for special tokens."""
-        added = self._inner.get_added_tokens_decoder()
-        byte_level = '"ByteLevel"' in json.dumps(json.loads(self._definition).get("decoder"))
         counts = np.zeros(self.size, dtype=np.int64)
-        for token, index in self._inner.get_vocab().items():
-            if index in added:
-                counts[index] = 0 if added[index].special else len(token.encode())
-            elif byte_level:  # one character of the byte alphabet stands for one byte
-                counts[index] = len(token)
-            else:
-                counts[index] = 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode())
+        for index, piece in token_pieces(self.definition).items():
+            counts[index] = len(piece)
         return counts
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that decides the ids of a document."""
-        return hashlib.sha256(json.dumps([self._definition, self.bos, self.eos, self.pad]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.definition, self.bos, self.eos, self.pad]).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and the small files beside it that `transformers` reads."""
@@ -174,7 +167,7 @@ class TextTokenizer:
         names = {key: self._inner.id_to_token(index) for key, index in tokens.items() if index is not None}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
         texts = {
-            "tokenizer.json": self._definition,
+            "tokenizer.json": self.definition,
             "tokenizer_config.json": json.dumps(settings, indent=2),
             "special_tokens_map.json": json.dumps(names, indent=2),
         }
@@ -184,7 +177,7 @@ class TextTokenizer:
 
     @cached_property
     def _with_specials(self) -> Tokenizer:
-        return _load(self._definition)
+        return _load(self.definition)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:

@@ -15,7 +15,9 @@ Paper: Nemotron-H, section 2; Nemotron 3 Super and Ultra, inference sections.
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from seqloom.nn.paged_kv import PageTables
@@ -54,7 +56,7 @@ class PageStore(LayerStore, Protocol):
     """That of a layer which remembers every token."""
 
     def rows(self, first: int, count: int, tables: PageTables) -> Any:
-        """A view of some rows for one call, which the layer's `forward` takes as its state."""
+        """A view of some rows, which the layer's `forward` takes as its state in any number of calls."""
         ...
 
     def copy_page(self, source: int, target: int) -> None:
@@ -67,10 +69,10 @@ class SlotStore(LayerStore, Protocol):
     """That of a layer whose memory has a fixed size."""
 
     def rows(self, first: int, count: int, tables: PageTables, guessed: bool) -> Any:
-        """A view of some rows for one call, which the layer's `forward` takes as its state.
+        """A view of some rows, which the layer's `forward` takes as its state in any number of calls.
 
         Args:
-            guessed: all tokens of the call but the first are guesses; `keep` will tell how many tokens count.
+            guessed: all tokens of a call but the first are guesses; `keep` will tell how many tokens count.
         """
         ...
 
@@ -116,18 +118,28 @@ class _Stack:
         self.lengths = [0] * rows
         self._layers: list[tuple[Any, bool]] = [(store, isinstance(store, PageStore)) for store in stores]
         self._fed = 0
+        self._views: dict[tuple[int, int, bool], tuple[Int64[np.ndarray, "B"], list[Any]]] = {}
 
     def open(self, first: int, count: int, tokens: int, pages: Tensor, guessed: bool) -> list[Any]:
-        tables = PageTables(pages[first : first + count], torch.tensor(self.lengths[first : first + count]))
+        if (first, count, guessed) not in self._views:
+            self._views[first, count, guessed] = self._view(first, count, pages, guessed)
+        lengths, views = self._views[first, count, guessed]
+        lengths[:] = self.lengths[first : first + count]
         for row in range(first, first + count):
             self.lengths[row] += tokens
-        self._fed, views = tokens, []
+        self._fed = tokens
+        return views
+
+    def _view(self, first: int, count: int, pages: Tensor, guessed: bool) -> tuple[Int64[np.ndarray, "B"], list[Any]]:
+        """Views for any call on these rows, and where the lengths lie that they see."""
+        tables = PageTables(pages[first : first + count], torch.zeros(count, dtype=torch.int64))
+        views: list[Any] = []
         for store, paged in self._layers:
             if store is None or paged:  # in pages, wrong guesses are written over
                 views.append(None if store is None else store.rows(first, count, tables))
             else:
                 views.append(store.rows(first, count, tables, guessed))
-        return views
+        return tables.lengths.numpy(), views
 
     def keep(self, first: int, accepted: list[int]) -> None:
         for row, count in enumerate(accepted, first):
@@ -194,7 +206,8 @@ class HybridCache:
         return -(-tokens // self.page_tokens)
 
     def states(self, first: int, count: int, tokens: int, guessed: bool = False) -> list[Any]:
-        """Views for one call of the backbone on so many tokens of each of some rows, which have been reserved."""
+        """Views for one call of the backbone on so many tokens of each of some rows, which have been reserved; the next
+        call on the same rows is given the same views."""
         for row in range(first, first + count):
             assert self.pages_for(self.lengths[row] + tokens) <= len(self._held[row]), "reserve comes first"
         return self._backbone.open(first, count, tokens, self._tables, guessed)

@@ -4,7 +4,7 @@ Paper: Nemotron-H, section 2: one mixer per layer, not two. Stability methods ma
 """
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -83,8 +83,9 @@ class Layer(nn.Module):
         Returns:
             the new residual stream, and what the router did in expert layers.
         """
-        if documents is None and self.layer_scale is None and type(self.output_norm) is nn.Identity:
-            y = few_tokens(self.norm, self.mixer, x, state)
+        modules: dict[str, Any] = self._modules  # which a token would search three times as attributes
+        if documents is None and self.layer_scale is None and type(modules["output_norm"]) is nn.Identity:
+            y = few_tokens(modules["norm"], modules["mixer"], x, state)
             if y is not None:
                 return y, None
         normed, routing = self.norm(x), None

@@ -93,11 +93,11 @@ class MambaSlots:
         self._native: Any = None
 
     def rows(self, first: int, count: int, tables: object = None, guessed: bool = False) -> "MambaRows":
-        """A view for one call on rows first, first + 1, ...
+        """A view for calls on rows first, first + 1, ...
 
         Args:
             tables: of pages, of which there are none here.
-            guessed: all tokens of the call but the first of each row are guesses; `keep` says which count.
+            guessed: all tokens of a call but the first of each row are guesses; `keep` says which count.
         """
         return MambaRows(self, first, count, guessed)
 
@@ -174,7 +174,7 @@ class MambaSlots:
 
 
 class MambaRows:
-    """Some rows' memory during one call, which leaves there what it has met."""
+    """Some rows' memory during a call, which leaves there what it has met."""
 
     def __init__(self, slots: MambaSlots, first: int, count: int, guessed: bool) -> None:
         self.slots, self.first, self.count, self.guessed = slots, first, count, guessed

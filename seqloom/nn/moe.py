@@ -26,9 +26,9 @@ from seqloom.nn.mlp import Mlp
 from seqloom.numerics.place import Place
 from seqloom.numerics.precision import Format, dtype_of
 from seqloom.numerics.recipes import Products
+from seqloom.ops import kernels
 from seqloom.ops.best_experts import best_experts
 from seqloom.ops.experts import experts
-from seqloom.ops.kernels import is_invariant
 from seqloom.ops.linear import linear
 from seqloom.ops.quantized_experts import quantized_experts
 from seqloom.ops.rowwise import rowwise
@@ -64,6 +64,11 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(experts))
         self.register_buffer("load", torch.zeros(experts, dtype=torch.int64), persistent=False)
 
+    @property
+    def rule(self) -> tuple[int, int, int, int, bool, float]:
+        """How it chooses; `Rule` in ops/native/moe_step.py."""
+        return self.experts, self.top_k, self.expert_groups, self.top_groups, self.normalize, self.scaling
+
     def initialise(self, std: float, layers: int) -> None:
         nn.init.normal_(self.weight, std=std)
         self.e_score_correction_bias.zero_()
@@ -73,7 +78,15 @@ class Router(nn.Module):
         Returns:
             the J = top-k chosen experts, their weights (FP32), and the score of every expert.
         """
-        scores = rowwise(torch.sigmoid, linear(x.float(), self.weight.float()))
+        logits = linear(x.float(), self.weight)
+        learning = torch.is_grad_enabled() and logits.requires_grad
+        if kernels.is_invariant() and not learning:
+            form = kernels.chosen("experts", logits.device, logits.dtype, logits, self.e_score_correction_bias)
+            if form == "native":
+                from seqloom.ops.native.moe_step import route
+
+                return route(logits, self.e_score_correction_bias, self.rule)
+        scores = rowwise(torch.sigmoid, logits)
         chosen = self._select(scores.detach())
         weights = scores.gather(-1, chosen)
         if self.normalize:
@@ -122,7 +135,7 @@ class Router(nn.Module):
 
 def _sum(x: Float[Tensor, "*S J"]) -> Float[Tensor, "*S 1"]:
     """Over the last axis, in an order of its own where that is asked for."""
-    if not is_invariant():
+    if not kernels.is_invariant():
         return x.sum(-1, keepdim=True)
     return sum(x[..., 1:].split(1, -1), x[..., :1])
 

@@ -89,7 +89,7 @@ class PagedKV:
         self._pages = Pages(keys, values, *scales)
 
     def rows(self, first: int, count: int, tables: PageTables, guessed: bool = False) -> PagedRows:
-        """The rows of a call, guessed or not; `tables` are theirs alone."""
+        """The rows of calls, guessed or not; `tables` are theirs alone, with the lengths before each call."""
         assert len(tables.pages) == len(tables.lengths) == count
         return PagedRows(self._pages, tables)
 

@@ -3,10 +3,14 @@
 Reading the weights once is nearly all the work there is for a token, so the way from module to module and from op to op
 would take as long as the work. The short way computes the same bits as the modules. It is taken only where that is
 certain: no gradients, documents, hooks, adapters, or changed parts, and all ops of the layer in their native form.
+
+A layer is examined once, and made ready; from then on a token asks only whether it is still the same (`nn.parts`).
 """
 
-import os
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -18,148 +22,207 @@ from seqloom.nn.linear import Linear
 from seqloom.nn.mamba2 import DepthwiseConv, Mamba2
 from seqloom.nn.mamba_slots import MambaRows
 from seqloom.nn.mlp import Mlp
+from seqloom.nn.moe import Experts, MoE, Router
 from seqloom.nn.narrow_state import NarrowMambaState
 from seqloom.nn.norm import GatedGroupRMSNorm, RMSNorm
-from seqloom.nn.packed import PackedLinear
+from seqloom.nn.packed import PackedExperts, PackedLinear
 from seqloom.nn.paged_kv import PagedRows
+from seqloom.nn.parts import Parts
 from seqloom.nn.state import KVState, MambaState
 from seqloom.numerics.precision import Format
-from seqloom.ops.kernels import VARIABLE, chosen, table
+from seqloom.ops.kernels import is_invariant, override, plain, table
 
 MOST_ROWS = 32
 """Tokens of all rows together; more are products of matrices, not of vectors."""
 MOST_TOKENS = 8
 """Of a row; more are a scan."""
 
+State = KVState | PagedRows | MambaState | NarrowMambaState | MambaRows | None
+
 _FORMATS: dict[torch.dtype, Format] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_OPS = ("linear", "packed_linear", "norm", "squared_relu", "causal_conv", "ssd", "attention", "paged_attention")
+_OPS = (
+    "linear",
+    "packed_linear",
+    "norm",
+    "squared_relu",
+    "causal_conv",
+    "ssd",
+    "attention",
+    "paged_attention",
+    "experts",
+)
+
+
+Step = Callable[[Tensor, State], Tensor | None]
+"""From x and what the layer remembers to x + mixer(norm(x)), unless that state is none of its business."""
+
+
+class _Fit(NamedTuple):
+    """A layer's short way, and the parameters that it has copies of."""
+
+    step: Step
+    copied: list[Tensor]
+
+
+class _Ready(NamedTuple):
+    """A layer that was found fit for the short way, as it was then."""
+
+    dtype: torch.dtype
+    parts: Parts
+    step: Step
+
+
+_ready_layers: WeakKeyDictionary[nn.Module, _Ready] = WeakKeyDictionary()
+"""By mixer."""
 
 
 def few_tokens(
-    norm: nn.Module,
-    mixer: nn.Module,
-    x: Float[Tensor, "B T D"],
-    state: KVState | PagedRows | MambaState | NarrowMambaState | MambaRows | None,
+    norm: nn.Module, mixer: nn.Module, x: Float[Tensor, "B T D"], state: State
 ) -> Float[Tensor, "B T D"] | None:
     """x + mixer(norm(x)), advancing the state; None where the modules have to do it."""
     batch, tokens, _ = x.shape
-    if not 0 < batch * tokens <= MOST_ROWS or tokens > MOST_TOKENS or torch.is_grad_enabled():
+    if not 0 < batch * tokens <= MOST_ROWS or tokens > MOST_TOKENS or not _undisturbed(x):
         return None
+    ready = _ready_layers.get(mixer)
+    if ready is None or ready.dtype is not x.dtype or not ready.parts.unchanged(norm, mixer):
+        ready = _examine(norm, mixer, x.dtype)
+        if ready is None:
+            return None
+        _ready_layers[mixer] = ready
+    return ready.step(x, state)
+
+
+def _undisturbed(x: Tensor) -> bool:
+    """Whether nobody listens, records or asks for other kernels, and x can be read as it is."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch_module._has_any_global_hook()
+        and x.is_contiguous()
+        and plain((x,), "cpu")
+        and x.dtype in _FORMATS
+        and _all_native(override(), x.dtype)
+    )
+
+
+def _examine(norm: nn.Module, mixer: nn.Module, dtype: torch.dtype) -> _Ready | None:
+    """Make a layer ready, if it is fit for the short way."""
     if not isinstance(norm, RMSNorm) or not _as_made(RMSNorm, norm):
         return None
-    if not x.is_contiguous() or torch_module._has_any_global_hook():
-        return None
-    if type(mixer) is Mlp and state is None:
-        return _mlp(norm, mixer, x)
-    if type(mixer) is Mamba2 and isinstance(state, MambaState):
-        return _mamba(norm, mixer, x, state)
-    if type(mixer) is Mamba2 and isinstance(state, NarrowMambaState) and tokens == 1:
-        opened = state.opened()
-        if (y := _mamba(norm, mixer, x, opened)) is not None:
-            state.close(opened)
-        return y
-    if type(mixer) is Mamba2 and isinstance(state, MambaRows):
-        return _mamba_rows(norm, mixer, x, state)
-    if type(mixer) is Attention and isinstance(state, KVState):
-        return _attention(norm, mixer, x, state)
-    if type(mixer) is Attention and isinstance(state, PagedRows):
-        return _paged_attention(norm, mixer, x, state)
-    return None
+    found: _Fit | None = None
+    if type(mixer) is Mlp:
+        found = _mlp(norm, mixer, dtype)
+    elif type(mixer) is MoE:
+        found = _moe(norm, mixer, dtype)
+    elif type(mixer) is Mamba2:
+        found = _mamba(norm, mixer, dtype)
+    elif type(mixer) is Attention:
+        found = _attention(norm, mixer, dtype)
+    return None if found is None else _Ready(dtype, Parts(norm, mixer, found.copied), found.step)
 
 
-def _mlp(norm: RMSNorm, mixer: Mlp, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"] | None:
+def _mlp(norm: RMSNorm, mixer: Mlp, dtype: torch.dtype) -> _Fit | None:
     up, down = mixer.up_proj, mixer.down_proj
-    if not (_as_made(Mlp, mixer) and _ready(x, (up, down), norm.weight)):
+    if not (_as_made(Mlp, mixer) and _readable(dtype, (up, down), norm.weight)):
         return None
-    from seqloom.ops.native.step import mlp_step
+    from seqloom.ops.native.step import MlpWeights, mlp_step
 
-    return mlp_step(x, norm.weight, norm.eps, up.weight, down.weight)
+    weights = MlpWeights(norm.weight, norm.eps, up.weight, down.weight)
+
+    def step(x: Tensor, state: State) -> Tensor | None:
+        return mlp_step(x, weights) if state is None else None
+
+    return _Fit(step, weights.copied)
 
 
-def _mamba(norm: RMSNorm, mixer: Mamba2, x: Float[Tensor, "B T D"], state: MambaState) -> Float[Tensor, "B T D"] | None:
-    into, out, conv, gated = mixer.in_proj, mixer.out_proj, mixer.conv1d, mixer.norm
-    others = (conv.weight, conv.bias, mixer.dt_bias, mixer.A_log, mixer.D, gated.weight, state.window, state.ssm)
+def _moe(norm: RMSNorm, mixer: MoE, dtype: torch.dtype) -> _Fit | None:
+    """Only where the modules are invariant too, and without what the router reports, which training alone asks for."""
+    gate, experts, shared = mixer.gate, mixer.experts, mixer.shared_experts
+    latent = [linear for linear in (mixer.fc1_latent_proj, mixer.fc2_latent_proj) if linear is not None]
+    stacks = experts.up_proj, experts.down_proj
+    others = [norm.weight, gate.weight, gate.e_score_correction_bias]
+    others += [stack for stack in stacks if isinstance(stack, Tensor)]
     if not (
-        _as_made(Mamba2, mixer)
-        and _as_made(DepthwiseConv, conv)
-        and _as_made(GatedGroupRMSNorm, gated)
-        and gated.eps == norm.eps
-        and state.window.dtype == x.dtype
-        and state.ssm.dtype == torch.float32
-        and conv.weight.dtype == conv.bias.dtype
-        and _ready(x, (into, out), norm.weight, *others)
+        _as_made(MoE, mixer)
+        and _as_made(Router, gate)
+        and _as_made(Mlp, shared)
+        and (_as_made(Experts, experts) or _as_made(PackedExperts, experts))
+        and experts.format == _FORMATS[dtype]
+        and _readable(dtype, (shared.up_proj, shared.down_proj, *latent), *others)
     ):
         return None
-    from seqloom.ops.native.step import MambaWeights, mamba_step
+    from seqloom.ops.native.moe_step import MoeWeights, moe_step
 
-    weights = MambaWeights(into.weight, *others[:6], out.weight)
-    after = state.room_for_next()
-    y, window = mamba_step(x, norm.weight, norm.eps, weights, mixer.groups, state.window, state.ssm, after)
-    state.window, state.ssm = window, after
-    return y
+    single = [gate.weight, *(linear.weight for linear in (shared.up_proj, shared.down_proj, *latent))]
+    weights = MoeWeights(norm.weight, norm.eps, single, gate.e_score_correction_bias, *stacks)
+
+    def step(x: Tensor, state: State) -> Tensor | None:
+        return moe_step(x, weights, gate.rule) if state is None and is_invariant() else None
+
+    return _Fit(step, weights.copied)
 
 
-def _mamba_rows(
-    norm: RMSNorm, mixer: Mamba2, x: Float[Tensor, "B T D"], state: MambaRows
-) -> Float[Tensor, "B T D"] | None:
+def _mamba(norm: RMSNorm, mixer: Mamba2, dtype: torch.dtype) -> _Fit | None:
     into, out, conv, gated = mixer.in_proj, mixer.out_proj, mixer.conv1d, mixer.norm
-    others = (conv.weight, conv.bias, mixer.dt_bias, mixer.A_log, mixer.D, gated.weight)
+    mixed = conv.weight, conv.bias, mixer.dt_bias, mixer.A_log, mixer.D, gated.weight
     if not (
         _as_made(Mamba2, mixer)
         and _as_made(DepthwiseConv, conv)
         and _as_made(GatedGroupRMSNorm, gated)
         and gated.eps == norm.eps
-        and state.slots.window.dtype == x.dtype
         and conv.weight.dtype == conv.bias.dtype
-        and _ready(x, (into, out), norm.weight, *others)
+        and _readable(dtype, (into, out), norm.weight, *mixed)
     ):
         return None
     from seqloom.ops.native.mamba_rows import mamba_rows
-    from seqloom.ops.native.step import MambaWeights
+    from seqloom.ops.native.step import MambaWeights, mamba_step
 
-    weights = MambaWeights(into.weight, *others, out.weight)
-    return mamba_rows(x, norm.weight, norm.eps, weights, state.slots.native, state.first, state.guessed)
+    weights = MambaWeights(norm.weight, norm.eps, into.weight, *mixed, out.weight, mixer.groups)
 
+    def step(x: Tensor, state: State) -> Tensor | None:
+        if isinstance(state, MambaRows) and state.slots.window.dtype == dtype:
+            return mamba_rows(x, weights, state.slots.native, state.first, state.guessed)
+        if isinstance(state, NarrowMambaState) and x.shape[1] == 1:
+            opened = state.opened()
+            if (y := step(x, opened)) is not None:
+                state.close(opened)
+            return y
+        if not isinstance(state, MambaState) or state.window.dtype != dtype or state.ssm.dtype != torch.float32:
+            return None
+        if not (state.window.is_contiguous() and state.ssm.is_contiguous()):
+            return None
+        after = state.room_for_next()
+        y, state.window = mamba_step(x, weights, state.window, state.ssm, after)
+        state.ssm = after
+        return y
 
-def _attention(
-    norm: RMSNorm, mixer: Attention, x: Float[Tensor, "B T D"], state: KVState
-) -> Float[Tensor, "B T D"] | None:
-    if not (state.dtype == x.dtype and _attends_as_made(norm, mixer, x)):
-        return None
-    from seqloom.ops.native.step import AttentionWeights, attention_step
-
-    keys, values, before = state.extend(x.shape[1])
-    weights = AttentionWeights(*(linear.weight for linear in _projections(mixer)))
-    scale = mixer.shaping.inverse_temperature / mixer.head_width**0.5
-    return attention_step(x, norm.weight, norm.eps, weights, keys, values, before, scale)
-
-
-def _paged_attention(
-    norm: RMSNorm, mixer: Attention, x: Float[Tensor, "B T D"], state: PagedRows
-) -> Float[Tensor, "B T D"] | None:
-    if not _attends_as_made(norm, mixer, x):
-        return None
-    from seqloom.ops.native.paged_step import paged_attention_step
-    from seqloom.ops.native.step import AttentionWeights
-
-    weights = AttentionWeights(*(linear.weight for linear in _projections(mixer)))
-    scale = mixer.shaping.inverse_temperature / mixer.head_width**0.5
-    return paged_attention_step(x, norm.weight, norm.eps, weights, state.stored, *state.tables, scale)
+    return _Fit(step, weights.copied)
 
 
-def _attends_as_made(norm: RMSNorm, mixer: Attention, x: Float[Tensor, "B T D"]) -> bool:
-    """Whether an attention layer is without additions, and ready."""
-    return (
+def _attention(norm: RMSNorm, mixer: Attention, dtype: torch.dtype) -> _Fit | None:
+    projections = mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj
+    if not (
         _as_made(Attention, mixer)
         and _as_made(nn.Identity, mixer.q_norm, mixer.k_norm, mixer.v_norm)
         and mixer.shaping.cap is None
         and mixer.shaping.clip is None
-        and _ready(x, _projections(mixer), norm.weight)
-    )
+        and _readable(dtype, projections, norm.weight)
+    ):
+        return None
+    from seqloom.ops.native.paged_step import paged_attention_step
+    from seqloom.ops.native.step import AttentionWeights, attention_step
 
+    scale = mixer.shaping.inverse_temperature / mixer.head_width**0.5
+    matrices = [linear.weight for linear in projections]
+    weights = AttentionWeights(norm.weight, norm.eps, matrices, mixer.heads, scale)
 
-def _projections(mixer: Attention) -> tuple[Linear | PackedLinear, ...]:
-    return mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj
+    def step(x: Tensor, state: State) -> Tensor | None:
+        if isinstance(state, PagedRows):
+            return paged_attention_step(x, weights, state.stored, *state.tables)
+        if isinstance(state, KVState) and state.dtype == dtype:
+            return attention_step(x, weights, *state.extend(x.shape[1]))
+        return None
+
+    return _Fit(step, weights.copied)
 
 
 def _as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
@@ -170,19 +233,15 @@ def _as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
     return True
 
 
-def _ready(x: Tensor, linears: tuple[Linear | PackedLinear, ...], *others: Tensor) -> bool:
+def _readable(dtype: torch.dtype, linears: tuple[Linear | PackedLinear, ...], *others: Tensor) -> bool:
     """Whether a layer's matrices, plain or packed, and other tensors can be read as they are, by native kernels."""
-    format, plain = _FORMATS.get(x.dtype), list(others)
+    format, tensors = _FORMATS[dtype], list(others)
     for linear in linears:
         if linear.format != format or not (_as_made(Linear, linear) or _as_made(PackedLinear, linear)):
             return False
         if isinstance(linear.weight, Tensor):
-            plain.append(linear.weight)
-    for tensor in plain:
-        if not tensor.is_contiguous():
-            return False
-    override = os.environ[VARIABLE] if VARIABLE in os.environ else ""  # noqa: SIM401 -- `get` raises inside
-    return chosen("linear", x.device, x.dtype, x, *plain) == "native" and _all_native(override, x.dtype)
+            tensors.append(linear.weight)
+    return all(tensor.is_contiguous() for tensor in tensors) and plain(tuple(tensors), "cpu")
 
 
 @lru_cache

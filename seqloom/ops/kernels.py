@@ -30,6 +30,7 @@ from torch.nn import Parameter
 from seqloom.core.errors import ConfigError
 
 VARIABLE = "SEQLOOM_KERNELS"
+_ENCODED = os.environ.encodekey(VARIABLE)
 
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "ssd": ("native", "triton", "torch", "reference"),
@@ -85,10 +86,19 @@ def chosen(op: str, device: torch.device, dtype: torch.dtype, *tensors: Tensor |
         ConfigError: the override names an unknown op or implementation, or a back end that is not here; or SEQLOOM_ISA
             asks for what the compiler or the processor cannot do.
     """
-    preferred = _preferred(op, device.type, os.environ.get(VARIABLE, ""))
-    if preferred not in DEVICES or (dtype in FAST_DTYPES and _plain(tensors, device.type)):
+    preferred = _preferred(op, device.type, override())
+    if preferred not in DEVICES or (dtype in FAST_DTYPES and plain(tensors, device.type)):
         return preferred
     return "torch"
+
+
+def override() -> str:
+    """What a person has picked by hand.
+
+    Read behind the mapping's back, which says that nothing is there by raising an error: every op asks.
+    """
+    found = os.environ._data.get(_ENCODED)  # type: ignore[attr-defined]
+    return "" if found is None else os.environ.decodevalue(found)
 
 
 def table(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -118,7 +128,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     return {**found, "native_library": f"{result.compiler}, {result.path or 'for this process only'}"}
 
 
-def _plain(tensors: tuple[Tensor | None, ...], device_type: str) -> bool:
+def plain(tensors: tuple[Tensor | None, ...], device_type: str) -> bool:
     """Whether tensors are ordinary ones in memory of this kind of device, and nobody records or transforms calls."""
     if (
         torch.compiler.is_compiling()

@@ -51,6 +51,7 @@ def token_cut(logits: Float32[Tensor, "V"], largest: float, sharpness: float, k:
         k: 0 keeps all, as V and more do.
         share: 1 keeps all.
     """
+    assert math.isfinite(largest), largest
     k = k if k < len(logits) else 0
     if k == 0 and share == 1:
         return EVERYTHING
@@ -70,6 +71,7 @@ def token_draw(
         k, share: as for the cut.
         floor: tokens that weigh less than this, relative to the heaviest, do not take part.
     """
+    assert math.isfinite(largest), largest
     k = k if k < len(logits) else 0
     cut, race = cut_reference, race_reference
     if _native(logits):

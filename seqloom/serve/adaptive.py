@@ -54,8 +54,12 @@ class DraftLength:
         """Take in how long a step took."""
         key = _size(rows), length
         known = self._seconds.get(key, seconds)
-        # A step that was interrupted is no measure of what its length costs.
-        self._seconds[key] = known + _SMOOTHING * (min(seconds, 2 * known) - known)
+        # Interruptions make steps look slow and never fast: what was quick is believed sooner.
+        change = 0.5 * (seconds - known) if seconds < known else _SMOOTHING * (min(seconds, 1.5 * known) - known)
+        self._seconds[key] = known + change
+        for shorter in range(length):  # takes no longer; one slow look at it must not make all others seem cheap
+            if self._seconds.get((key[0], shorter), 0.0) > self._seconds[key]:
+                self._seconds[key[0], shorter] = self._seconds[key]
 
 
 def _size(rows: int) -> int:

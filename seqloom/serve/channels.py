@@ -63,8 +63,8 @@ class Channels:
         self._splitter = Splitter(marks, "reasoning" if marks.starts_thinking else self._beginning(before))
         self._queue: list[int] = []
         self._tail = ""
-        self.thinking = self.answer = 0
-        """Tokens so far; those that were forced belong to the thinking."""
+        self.thinking = 0
+        """Tokens of thinking so far, those that were forced included."""
         self.closed_by_budget = False
         self._watch_budget()
 
@@ -97,8 +97,6 @@ class Channels:
         """The pieces of text that became certain with this token."""
         if self.channel == "reasoning" or self._queue:
             self.thinking += 1
-        else:
-            self.answer += 1
         if self._queue:
             assert token == self._queue[0]
             del self._queue[0]

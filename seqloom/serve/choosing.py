@@ -108,7 +108,7 @@ class Chooser:
             ConfigError: the grammar takes more work than is allowed.
         """
         raw = on_cpu(logits)
-        likeliest = most_likely(raw, self._place)
+        likeliest = most_likely(raw, f"token {self._place} of the answer")
         forced = bool(self.channels.forced)
         if forced:
             token = self.channels.forced[0]

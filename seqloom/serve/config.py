@@ -13,6 +13,10 @@ MAX_LISTED = 1024
 
 GrammarKind = Literal["json_schema", "json", "regex", "lark"]
 
+JSON_SPACING = {"whitespace_pattern": " "}
+"""White space between the parts of JSON, as llguidance reads it: one space or none. Without a bound a small model that
+begins with spaces, or with an indentation, goes on until its tokens are used up."""
+
 
 @config
 class Grammar:

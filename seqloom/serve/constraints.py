@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.core.extras import require
-from seqloom.serve.config import Grammar
+from seqloom.serve.config import JSON_SPACING, Grammar
 from seqloom.serve.vocabulary import Vocabulary
 
 MAX_CHARACTERS = 65_536
@@ -126,7 +126,11 @@ def _compile(grammar: Grammar, tokens: Any) -> Any:
     elif grammar.kind == "lark":
         text = make.grammar_from_lark(grammar.text)
     else:
-        text = make.grammar_from_json_schema(grammar.text or '{"type": "object"}')
+        spacing = JSON_SPACING if grammar.text.lstrip()[:1] in ("", "{") else None  # `true` is a schema, too
+        try:
+            text = make.grammar_from_json_schema(grammar.text or '{"type": "object"}', defaults=spacing)
+        except ValueError as slip:  # NaN is read by Python, and no JSON
+            raise ConfigError(f"grammar: not a {grammar.kind} that can be used: {_short(str(slip))}") from None
     limits = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
     if tokens is None:
         error, inner = make.validate_grammar(text, None, limits=limits), None
@@ -184,7 +188,7 @@ def _tokens(vocabulary: Vocabulary) -> Any:
     """The vocabulary as llguidance knows it."""
     llguidance: Any = require("serve", "llguidance")
     tokenizer = vocabulary.tokenizer
-    definition = getattr(tokenizer, "_definition", None)
+    definition = getattr(tokenizer, "definition", None)
     try:
         if definition is not None:
             return llguidance.LLTokenizer(definition, n_vocab=vocabulary.size, eos_token=tokenizer.eos)

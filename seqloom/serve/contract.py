@@ -1,21 +1,19 @@
 """What the engine asks of a model and of a tokenizer. Whatever answers these can be served.
 
-The state of a model is one list with an entry per layer, `None` where a layer remembers nothing: memories of their own
-from `new_states`, for which the four functions below do to the whole list what `LayerState` does for one layer, or
+The state of a model is one list with an entry per layer, `None` where a layer remembers nothing; here all of them are
 views of the one memory that an engine has for all its rows, from `new_cache`.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqloom.nn.cache import HybridCache
 
 States = list[Any]
-"""A `LayerState` or a view of a `HybridCache` for every layer, None where a layer remembers nothing."""
+"""A view of a `HybridCache` for every layer, None where a layer remembers nothing."""
 
 
 class Tokenizer(Protocol):
@@ -46,14 +44,6 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-class DraftBlock(Protocol):
-    """The multi-token prediction block behind `LanguageModel.draft`."""
-
-    def new_states(self, batch: int) -> States:
-        """Empty memory of the block for so many rows."""
-        ...
-
-
 class LanguageModel(Protocol):
     """A causal language model that remembers."""
 
@@ -61,15 +51,11 @@ class LanguageModel(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def mtp(self) -> DraftBlock | None:
-        """The prediction block, if the model has one."""
+    def mtp(self) -> object | None:
+        """The prediction block that `draft` uses, if the model has one."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def new_states(self, batch: int) -> States:
-        """Empty memory for so many rows; zero rows are allowed."""
-        ...
 
     def new_cache(self, rows: int, pages: int, page_tokens: int, ahead: int) -> HybridCache:
         """Empty memory of an engine, the prediction block's included: so many texts at a time over so many pages.
@@ -98,34 +84,3 @@ class LanguageModel(Protocol):
     ) -> Float[Tensor, "B T D"]:
         """One step further: from h_t and the token at t+1 to a hidden state whose logits guess the token at t+2."""
         ...
-
-
-def snapshot(states: States) -> list[Any]:
-    """A mark of the present of every layer."""
-    return [None if layer is None else layer.snapshot() for layer in states]
-
-
-def restore(states: States, marks: list[Any]) -> None:
-    """Take every layer back to a mark."""
-    for layer, mark in zip(states, marks, strict=True):
-        if layer is not None:
-            layer.restore(mark)
-
-
-def select(states: States, rows: Int[Tensor, "R"]) -> None:
-    """Keep these rows of every layer, in this order."""
-    for layer in states:
-        if layer is not None:
-            layer.select(rows)
-
-
-def join(states: States, others: list[States]) -> None:
-    """Append the rows of other states below those of `states`."""
-    for layer, *more in zip(states, *others, strict=True):
-        if layer is not None:
-            layer.join([other for other in more if other is not None])
-
-
-def to_tensor(ids: list[int] | list[list[int]], model: LanguageModel) -> Tensor:
-    """Token ids or row numbers as a tensor where the model lives."""
-    return torch.tensor(ids, dtype=torch.int64, device=next(model.parameters()).device)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqloom.nn.cache import HybridCache
-from seqloom.serve.contract import LanguageModel, to_tensor
+from seqloom.serve.contract import LanguageModel
 from seqloom.serve.request import Request
 
 MOST_GUESSES = 16
@@ -60,7 +60,7 @@ class MtpDrafter:
     ) -> None:
         counts = [max(1, len(tokens)) for tokens in next_tokens]
         longest = max(counts)
-        padded = to_tensor([tokens + [0] * (longest - len(tokens)) for tokens in next_tokens], self._model)
+        padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in next_tokens], device=hidden.device)
         uneven = min(counts) < longest
         states = self._cache.draft_states(first, len(requests), longest, guessed=uneven)
         ahead = self._model.draft(hidden[:, :longest].contiguous(), padded, states)
@@ -80,7 +80,7 @@ class MtpDrafter:
         before = self._cache.save_draft(0, len(requests))
         for place in range(max(counts)):
             if place:
-                newest = to_tensor([guess[-1:] or [0] for guess in guesses], self._model)
+                newest = torch.tensor([guess[-1:] or [0] for guess in guesses], device=ahead.device)
                 ahead = self._model.draft(ahead, newest, self._cache.draft_states(0, len(requests), 1))
             logits = self._model.head(ahead)[:, 0]
             for row, request in enumerate(requests):

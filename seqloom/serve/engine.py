@@ -25,7 +25,7 @@ from seqloom.data.tokenizer import open_tokenizer
 from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.channels import ChannelMarks
 from seqloom.serve.choosing import Chooser
-from seqloom.serve.config import Sampling
+from seqloom.serve.config import Grammar, Sampling
 from seqloom.serve.constraints import Grammars
 from seqloom.serve.contract import LanguageModel, Tokenizer
 from seqloom.serve.drafting import MOST_GUESSES, Drafter, MtpDrafter, NgramDrafter
@@ -93,6 +93,7 @@ class Engine:
             ("max_rows", max_rows),
             ("cache_tokens", 1 if cache_tokens is None else cache_tokens),
             ("page_tokens", page_tokens),
+            ("prefix_cache", 1 if isinstance(prefix_cache, bool) else prefix_cache),
             ("prefill_tokens", prefill_tokens),
         ):
             if not _whole(value):
@@ -166,6 +167,14 @@ class Engine:
         if request.finish_reason is None:
             self._scheduler.drop(request)
             request.finish("cancelled")
+
+    def compile(self, grammar: Grammar) -> None:
+        """Have a grammar ready for the request that brings it; may run in another thread.
+
+        Raises:
+            ConfigError: the grammar cannot be used.
+        """
+        self._grammars.matcher(grammar, [])
 
     @property
     def statistics(self) -> EngineStatistics:

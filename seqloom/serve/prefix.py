@@ -113,6 +113,8 @@ class PrefixCache:
 
     def keep(self, row: int, keys: PageKeys, ids: Sequence[int], hidden: Float[Tensor, "D"] | None) -> bytes | None:
         """Remember a row that stands at a border of pages; gives the key, for `forget`, if that was new."""
+        if not self._cache.drafts_revive:
+            hidden = None
         pages = self._cache.lengths[row] // self._cache.page_tokens
         key = keys.upto(ids, pages, self._cache.page_tokens)[-1]
         known = self._prefixes.get(key)
@@ -120,8 +122,6 @@ class PrefixCache:
             self._prefixes.move_to_end(key)
             return None
         self.forget(key)
-        if not self._cache.drafts_revive:
-            hidden = None
         mark = self._cache.mark(row)
         self._copy = max(self._copy, mark.nbytes)
         if not self.fits:

@@ -1,23 +1,23 @@
 """One prompt on its way to an answer: what was drawn, what may be shown, and whether it is finished."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from seqloom.core.errors import SeqloomError
+from seqloom.core.errors import NumericsError, SeqloomError
 from seqloom.serve.channels import Channel, Piece
 from seqloom.serve.choosing import Choice, Chooser
 from seqloom.serve.config import Sampling
 from seqloom.serve.prefix import PageKeys
-from seqloom.serve.sampling import logprobs, on_cpu
+from seqloom.serve.sampling import logprobs, most_likely, on_cpu
+
+FinishReason = Literal["stop", "length", "eos", "cancelled", "error"]
 
 _SCORED = 64
 """Places of a prompt whose logits are held at once."""
-
-FinishReason = Literal["stop", "length", "eos", "cancelled", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,13 @@ class Usage:
     """Guessed ahead."""
     accepted_tokens: int
     """Guesses that were right; divided by `drafted_tokens` this is the acceptance rate."""
+
+
+class Scored(NamedTuple):
+    """What the model says of a token of the prompt: its log-probability, and the most likely tokens with theirs."""
+
+    logprob: float | None
+    top: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -58,17 +65,12 @@ class Completion:
     """The text of tool calls, their tags included."""
     logprobs: list[Choice] | None = None
     """If asked for: what each token's log-probability was, and which others were likely."""
+    prompt_logprobs: list[Scored] | None = None
+    """If asked for: the same of the tokens of the prompt."""
     cached_tokens: int = field(default=0, compare=False)
     """Tokens of the prompt that an earlier request had left behind."""
     forced_tokens: int = 0
     """Tokens written to close the thinking."""
-
-
-class Scored(NamedTuple):
-    """What the model says of a token of the prompt: its log-probability, and the most likely tokens with theirs."""
-
-    logprob: float | None
-    top: list[tuple[int, float]]
 
 
 @dataclass
@@ -109,10 +111,7 @@ class Request:
         self.newest: Float[Tensor, "D"] | None = None
         """Hidden state of the last token of a revived prefix, which the prediction block has yet to follow."""
         self.cached_tokens: int | None = None
-        self.prompt_scores: list[Scored] | None = None
-        """Log-probabilities of the prompt's tokens, as far as they are known and if they are asked for."""
-        if sampling.prompt_logprobs is not None:
-            self.prompt_scores = [Scored(None, [])]
+        self._scores = None if sampling.prompt_logprobs is None else [Scored(None, [])]
         self.drafted = self.accepted = self._forced = 0
         self.prompt_tokens = len(prompt)
         self._last = min(len(prompt) + sampling.max_tokens, most)
@@ -130,6 +129,11 @@ class Request:
         return self.draft_tokens != 0
 
     @property
+    def scoring(self) -> bool:
+        """Whether tokens of the prompt have yet to get the log-probabilities that were asked for."""
+        return self._scores is not None and len(self._scores) < self.prompt_tokens
+
+    @property
     def remaining(self) -> int:
         """Tokens that may still be drawn."""
         return self._last - len(self.ids)
@@ -143,7 +147,7 @@ class Request:
         """A guess at the token `ahead` places after the next, which changes nothing."""
         return self._chooser.guess(logits, ahead)
 
-    def draw(self, logits: Float[Tensor, "T V"], guesses: list[int]) -> int:
+    def draw(self, logits: Sequence[Float[Tensor, "V"]], guesses: list[int]) -> int:
         """Draw tokens as long as they are what was guessed, then the first that was not, and no more than the end.
 
         Args:
@@ -152,14 +156,15 @@ class Request:
             the number of tokens fed that turned out to belong to the text, the newest one included.
         """
         before = len(self.ids)
+        if before == self.prompt_tokens:  # once, however often the prompt had to be read
+            self.fresh.prompt_logprobs = self._scores
         try:
-            for place, row in enumerate(logits[: len(guesses) + 1]):
-                self._take(self._chooser.choose(row))
+            for place in range(len(guesses) + 1):
+                self._take(self._chooser.choose(logits[place]))
                 if self.finish_reason or place == len(guesses) or self.ids[-1] != guesses[place]:
                     break
         except SeqloomError as error:
-            self.failure, self.finish_reason = error, "error"
-            self._show(self._chooser.flush())
+            self._fail(error)
         drawn = len(self.ids) - before
         self.drafted += len(guesses)
         self.accepted += max(0, drawn - 1)
@@ -172,19 +177,21 @@ class Request:
         head: Callable[[Float[Tensor, "1 T D"]], Float[Tensor, "1 T V"]],
     ) -> None:
         """Take in what the hidden states of the prompt, from a place on, say of the tokens after them."""
-        scores, count = self.prompt_scores, self.sampling.prompt_logprobs
+        scores, count = self._scores, self.sampling.prompt_logprobs
         assert scores is not None
         assert count is not None
-        for piece in range(0, len(hidden), _SCORED):
-            for place, logits in enumerate(head(hidden[None, piece : piece + _SCORED])[0], start + piece + 1):
-                if place == len(scores) < self.prompt_tokens:
-                    raw = on_cpu(logits)
-                    scores.append(Scored(*logprobs(raw, int(raw.argmax()), self.ids[place], count)))
-        if len(scores) == self.prompt_tokens:
-            self.fresh.prompt_logprobs = scores
+        try:
+            for piece in range(0, len(hidden), _SCORED):
+                for place, logits in enumerate(head(hidden[None, piece : piece + _SCORED])[0], start + piece + 1):
+                    if place == len(scores) < self.prompt_tokens:  # else it was read before
+                        raw = on_cpu(logits)
+                        likeliest = most_likely(raw, f"token {place} of the prompt")
+                        scores.append(Scored(*logprobs(raw, likeliest, self.ids[place], count)))
+        except NumericsError as error:
+            self._fail(error)
 
     def finish(self, reason: FinishReason) -> None:
-        """End the answer from outside."""
+        """End the answer, whatever may still come."""
         self.finish_reason = reason
         self._show(self._chooser.flush())
 
@@ -222,9 +229,14 @@ class Request:
             reasoning=text("reasoning"),
             tool_calls=text("tool"),
             logprobs=self._choices,
+            prompt_logprobs=self._scores,
             cached_tokens=usage.cached_tokens,
             forced_tokens=usage.forced_tokens,
         )
+
+    def _fail(self, error: SeqloomError) -> None:
+        self.failure = error
+        self.finish("error")
 
     def _take(self, choice: Choice) -> None:
         """Add a token to the answer."""
@@ -237,7 +249,7 @@ class Request:
         self._show(choice.pieces)
         self.finish_reason = choice.ends or ("length" if self.remaining == 0 else None)
         if self.finish_reason is not None:
-            self._show(self._chooser.flush())
+            self.finish(self.finish_reason)
 
     def _show(self, pieces: list[Piece]) -> None:
         self._pieces += pieces

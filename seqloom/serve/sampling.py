@@ -32,16 +32,18 @@ def on_cpu(logits: Float[Tensor, "V"]) -> Float32[Tensor, "V"]:
     return logits.detach().to("cpu", torch.float32).contiguous()
 
 
-def most_likely(logits: Float32[Tensor, "V"], place: int) -> int:
+def most_likely(logits: Float32[Tensor, "V"], place: str) -> int:
     """The token with the largest logit, the first of several.
 
+    Args:
+        place: that it is for, as a message calls it.
     Raises:
         NumericsError: the logits hold NaN or infinity.
     """
     array = logits.numpy()  # whose argmax is many times faster, and that of a NaN if there is one
     token = int(array.argmax())
     if not math.isfinite(array[token]):
-        raise NumericsError(f"token {place} of the answer: the model's logits are not finite (largest: {array[token]})")
+        raise NumericsError(f"{place}: the model's logits are not finite (largest: {array[token]})")
     return token
 
 

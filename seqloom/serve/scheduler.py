@@ -23,7 +23,7 @@ from torch import Tensor
 from seqloom.nn.cache import HybridCache
 from seqloom.ops.kernels import invariant
 from seqloom.serve.adaptive import DraftLength
-from seqloom.serve.contract import LanguageModel, to_tensor
+from seqloom.serve.contract import LanguageModel
 from seqloom.serve.drafting import MOST_GUESSES, Drafter
 from seqloom.serve.prefix import PrefixCache
 from seqloom.serve.request import Fresh, Request
@@ -50,6 +50,7 @@ class Scheduler:
         deterministic: bool,
     ) -> None:
         self._model, self.cache, self.prefixes, self._drafter = model, cache, prefixes, drafter
+        self._device = next(model.parameters()).device
         self._seat, self._prefill_tokens, self._deterministic = rows, prefill_tokens, deterministic
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -85,10 +86,10 @@ class Scheduler:
         return self._returned
 
     def drop(self, request: Request) -> None:
-        """Take a request out, wherever it is."""
+        """Take a request out, wherever it is, if it is here at all."""
         if request in self.waiting:
             self.waiting.remove(request)
-        else:
+        elif request is self.reading or request in self.running:
             self._leave(request)
 
     def _read(self) -> None:
@@ -106,7 +107,7 @@ class Scheduler:
         if self.running and needed > cache.pages - cache.pages_in_rows:
             return False
         self.reading, found = self.waiting.popleft(), None
-        if self.prefixes is not None and request.prompt_scores is None:
+        if self.prefixes is not None and not request.scoring:
             found = self.prefixes.revive(self._seat, request.keys, request.ids, self._follows(request))
         if found is None:
             cache.clear(self._seat)
@@ -125,8 +126,12 @@ class Scheduler:
         if not self._make_room(request, stop - start):
             return 0
         hidden = self._feed(request, start, stop)
-        if hidden is not None and request.prompt_scores is not None:
+        if hidden is not None and request.scoring:
             request.score(hidden[0], start, self._model.head)
+            if request.finish_reason is not None:
+                self._changed.append(request)
+                self._leave(request)
+                return stop - start
         if self._follows(request):
             known = [part for part in (request.newest, hidden) if part is not None]
             if known:
@@ -151,9 +156,9 @@ class Scheduler:
         """Have the row that is read see some tokens; gives their hidden states if somebody needs them."""
         if start == stop:
             return None
-        tokens = to_tensor([request.ids[start:stop]], self._model)
+        tokens = torch.tensor([request.ids[start:stop]], device=self._device)
         states = self.cache.states(self._seat, 1, stop - start)
-        if self._follows(request) or request.prompt_scores is not None:
+        if self._follows(request) or request.scoring:
             return self._model.hidden(tokens, states=states)[0]
         self._model.remember(tokens, states)
         return None
@@ -165,23 +170,27 @@ class Scheduler:
     def _step(self) -> None:
         """Draw a token for every row, and one more for every right guess."""
         start = time.perf_counter()
-        auto = self._length.choose(len(self.running))
-        counts = [self._most_guesses(request, row, auto) for row, request in enumerate(self.running)]
-        if not self._reserve(1 + max(counts)):
+        drafting, counts = self._drafting, []
+        if drafting:
+            auto = self._length.choose(len(self.running))
+            counts = [self._most_guesses(request, row, auto) for row, request in enumerate(self.running[:drafting])]
+        if not self._reserve(1 + max(counts, default=0)):
             counts = []
             self._reserve(1)
-        drafting = self._drafting if any(counts) else 0
+        drafting = len(counts) if any(counts) else 0
         guesses = self._drafter.propose(self.running[:drafting], counts[:drafting]) if drafting else []
         guesses += [[] for _ in self.running[drafting:]]
         most = max(map(len, guesses), default=0)
         fed = [request.ids[-1:] + guess for request, guess in zip(self.running, guesses, strict=True)]
         if not fed:
             return  # the youngest and only one waits for the one that is read
-        padded = to_tensor([tokens + [0] * (1 + most - len(tokens)) for tokens in fed], self._model)
+        padded = torch.tensor([tokens + [0] * (1 + most - len(tokens)) for tokens in fed], device=self._device)
         states = self.cache.states(0, len(fed), 1 + most, guessed=most > 0)
         hidden, _ = self._model.hidden(padded, states=states)
-        logits = self._model.head(hidden).cpu()  # where tokens are chosen
-        kept = [request.draw(logits[row], guesses[row]) for row, request in enumerate(self.running)]
+        logits = self._model.head(hidden).cpu().unbind()  # where tokens are chosen
+        kept = [
+            request.draw(row.unbind(), guess) for request, row, guess in zip(self.running, logits, guesses, strict=True)
+        ]
         self._changed += [request for request in self.running if request not in self._changed]
         if most:
             self.cache.keep(0, kept)

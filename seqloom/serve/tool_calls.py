@@ -13,7 +13,7 @@ already, its arguments stay open, so that nobody can take them for whole.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from seqloom.serve.call_forms import JsonCall, MalformedCallError, Tools, XmlCall
 from seqloom.serve.marks import TOOL_CLOSE, TOOL_OPEN
@@ -34,37 +34,11 @@ class CallDelta:
     """Joined over all pieces of a call they are one JSON object."""
 
 
-class ToolCall(NamedTuple):
-    """A whole tool call; `arguments` is the text of a JSON object."""
-
-    name: str
-    arguments: str
-
-
 def form_of(template: str) -> Form | None:
     """How the model of a chat template spells its tool calls; None if it has none that are known here."""
     if TOOL_OPEN not in template:
         return None
     return "xml" if "<function=" in template else "json"
-
-
-def read_calls(text: str, form: Form, tools: Tools) -> tuple[list[ToolCall], str]:
-    """The tool calls of a whole text, and the rest of it with those that are not well-formed."""
-    calls: list[ToolCall] = []
-    content = ""
-    while TOOL_OPEN in text:
-        before, _, rest = text.partition(TOOL_OPEN)
-        body, closed, text = rest.partition(TOOL_CLOSE)
-        content += before
-        parser = ToolCallParser(form, tools)
-        found = [*parser.push(TOOL_OPEN + body + closed), *parser.flush()]
-        if any(isinstance(piece, str) for piece in found):
-            content += TOOL_OPEN + body + closed
-        else:
-            pieces = [piece for piece in found if not isinstance(piece, str)]
-            assert pieces[0].name is not None
-            calls.append(ToolCall(pieces[0].name, "".join(piece.arguments for piece in pieces)))
-    return calls, content + text
 
 
 class ToolCallParser:

@@ -1,14 +1,12 @@
 """What each token of a vocabulary is made of: the bytes it stands for, and which tokens would complete a tag."""
 
-import json
-import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64
-from tokenizers import Tokenizer as Inner
 
+from seqloom.data.token_pieces import token_pieces
 from seqloom.serve.text import overlap
 
 if TYPE_CHECKING:  # what brings torch, which a server's front process does without
@@ -30,9 +28,9 @@ class Vocabulary:
     @cached_property
     def pieces(self) -> list[bytes | None]:
         """The bytes of every token; None for special tokens, ids that are no token, and what cannot be known."""
-        definition = getattr(self.tokenizer, "_definition", None)
-        found = _pieces(definition) if definition else {}
-        if not definition:
+        if (definition := getattr(self.tokenizer, "definition", None)) is not None:
+            found = token_pieces(definition)
+        else:
             texts = {index: self.tokenizer.decode([index]) for index in range(self.tokenizer.size)}
             found = {index: text.encode() for index, text in texts.items() if text and "\ufffd" not in text}
         return [found.get(index) for index in range(self.size)]
@@ -60,30 +58,3 @@ class Vocabulary:
             ]
             self._completing[key] = np.array(found, dtype=np.int64)
         return self._completing[key]
-
-
-def _pieces(definition: str) -> dict[int, bytes]:
-    """The bytes of the tokens of a tokenizer.json, without special ones."""
-    inner, fields = Inner.from_str(definition), json.loads(definition)
-    added = {token["id"]: token for token in fields.get("added_tokens") or ()}
-    byte_level = '"ByteLevel"' in json.dumps(fields.get("decoder"))
-    alphabet = _byte_of_character()
-    pieces: dict[int, bytes] = {}
-    for token, index in inner.get_vocab().items():
-        if index in added:
-            if not added[index]["special"]:
-                pieces[index] = token.encode()
-        elif byte_level:
-            pieces[index] = bytes(alphabet[character] for character in token)
-        elif re.fullmatch("<0x[0-9A-F]{2}>", token):
-            pieces[index] = bytes([int(token[3:5], 16)])
-        else:
-            pieces[index] = token.replace("▁", " ").encode()
-    return pieces
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The alphabet of byte-level vocabularies: printable Latin-1 stands for itself, the other bytes come after it."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -4,15 +4,17 @@ Whatever ends this process, the server in front lives on and starts another one.
 `data.template_worker`):
 
     to it      {"open": folder, "engine": {...}, "threads": n}     first, once
-               {"do": "submit", "id", "prompt": [ids], "sampling": {...}, "draft": n | "auto", "marks": {...} | null}
+               {"do": "submit", "id", "prompt": [ids], "sampling": {...}, "draft": n | "auto", "marks": {...} | null,
+                "progress": bool}
                {"do": "cancel", "id"}
                {"do": "stop"}
     from it    {"ready": {"capacity", ...}} or {"failed": message}  once
-               {"updates": [{"id", "pieces": [[channel, text]], "tokens": [ids], "logprobs": [[p, [[id, p]]]] | null,
-                             "prompt_logprobs": ... | null, "finish": reason | null, "error": text | null,
-                             "usage": {...}}]}                       one a turn
-               {"statistics": {...}}                                 twice a second
+               {"updates": [{"id", "pieces": [[channel, text]], "tokens": [ids]}]}    one a turn; where there are such,
+                             "logprobs": [[p, [[id, p]]]], "prompt_logprobs": ..., and in the end "finish": reason,
+                             "error": text, "usage": {...}, with `progress` always
+               {"statistics": {...}}                                 twice a second, as far as turns are not longer
 
+A grammar is compiled in a thread before its request is submitted, so that a heavy one keeps no other waiting.
 Standard output belongs to the frames: whatever else is printed goes to standard error. A broken pipe ends the process.
 """
 
@@ -23,6 +25,8 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Protocol
 
 from seqloom.core.errors import ConfigError, DataError, SeqloomError
@@ -30,6 +34,7 @@ from seqloom.data.template_worker import receive, send
 from seqloom.serve.config import Grammar, Sampling
 
 STATISTICS_SECONDS = 0.5
+_COMPILERS = 2
 
 Message = dict[str, Any]
 
@@ -53,13 +58,22 @@ class Served(Protocol):
 
 
 class Worker:
-    """Carries requests to an engine and its answers back until the pipe ends."""
+    """Carries requests to an engine and its answers back until the pipe ends.
 
-    def __init__(self, engine: Served, source: IO[bytes], sink: IO[bytes]) -> None:
-        self._engine, self._source, self._sink = engine, source, sink
+    Args:
+        compile: has a grammar ready for a request that is submitted next; raises a SeqloomError if it cannot be used.
+    """
+
+    def __init__(
+        self, engine: Served, source: IO[bytes], sink: IO[bytes], compile: Callable[[Grammar], object] = id
+    ) -> None:
+        self._engine, self._source, self._sink, self._compile = engine, source, sink, compile
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(_COMPILERS, "grammar")
+        self._compiling: set[int] = set()
         self._requests: dict[int, Any] = {}
         self._ids: dict[Any, int] = {}
+        self._progress: set[int] = set()
 
     def run(self) -> None:
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
@@ -95,18 +109,39 @@ class Worker:
     def _do(self, message: Message) -> None:
         identity = message["id"]
         if message["do"] == "cancel":
-            if (request := self._requests.pop(identity, None)) is not None:
-                del self._ids[request]
+            self._compiling.discard(identity)
+            if (request := self._requests.get(identity)) is not None:
+                self._forget(identity)
                 self._engine.cancel(request)
-            return
+        elif message["do"] == "submit" and message["sampling"].get("grammar") is not None:
+            self._compiling.add(identity)
+            self._threads.submit(self._compile_for, message)
+        elif message["do"] == "submit" or identity in self._compiling:
+            self._compiling.discard(identity)
+            self._submit(message)
+
+    def _compile_for(self, message: Message) -> None:
+        """In a thread: have the request of a message come again when its grammar is ready, or to be refused."""
         try:
-            sampling = read_sampling(message["sampling"])
-            request = self._engine.submit(message["prompt"], sampling, message["draft"], read_marks(message["marks"]))
+            self._compile(Grammar(**message["sampling"]["grammar"]))
+            self._inbox.put({**message, "do": "compiled"})
         except SeqloomError as error:
-            refused = {"pieces": [], "tokens": [], "finish": "refused", "error": str(error), "usage": {}}
+            self._inbox.put({**message, "do": "compiled", "error": str(error)})
+
+    def _submit(self, message: Message) -> None:
+        identity = message["id"]
+        try:
+            if "error" in message:
+                raise ConfigError(message["error"])
+            sampling, marks = read_sampling(message["sampling"]), read_marks(message["marks"])
+            request = self._engine.submit(message["prompt"], sampling, message["draft"], marks)
+        except SeqloomError as error:
+            refused = {"pieces": [], "tokens": [], "finish": "refused", "error": str(error)}
             send(self._sink, {"updates": [{"id": identity, **refused}]})
             return
         self._requests[identity], self._ids[request] = request, identity
+        if message.get("progress"):
+            self._progress.add(identity)
 
     def _turn(self) -> None:
         updates = []
@@ -114,31 +149,35 @@ class Worker:
             identity = self._ids.get(request)
             if identity is None:
                 continue
-            updates.append({"id": identity, **update(request)})
+            updates.append({"id": identity, **update(request, progress=identity in self._progress)})
             if request.finish_reason is not None:
-                del self._requests[identity], self._ids[request]
+                self._forget(identity)
         if updates:
             send(self._sink, {"updates": updates})
 
-
-def update(request: Any) -> Message:
-    """What is new of a request since the last turn; one that cannot be answered as it is asked for is refused."""
-    fresh = request.fresh
-    refused = isinstance(request.failure, ConfigError | DataError)
-    return {
-        "pieces": fresh.pieces,
-        "tokens": fresh.token_ids,
-        "logprobs": _likely(fresh.logprobs),
-        "prompt_logprobs": _likely(fresh.prompt_logprobs),
-        "finish": "refused" if refused else request.finish_reason,
-        "error": request.error,
-        "usage": dataclasses.asdict(request.usage),
-    }
+    def _forget(self, identity: int) -> None:
+        del self._ids[self._requests.pop(identity)]
+        self._progress.discard(identity)
 
 
-def _likely(choices: list[Any] | None) -> list[Any] | None:
-    """The log-probability of each token, if it has one, and those of the most likely."""
-    return choices and [(choice.logprob, choice.top) for choice in choices]
+def update(request: Any, *, progress: bool) -> Message:
+    """What is new of a request since the last turn; one that cannot be answered as it is asked for is refused.
+
+    Args:
+        progress: tell what it took so far, which is else told in the end.
+    """
+    fresh, finish = request.fresh, request.finish_reason
+    found: Message = {"pieces": fresh.pieces, "tokens": fresh.token_ids}
+    for name in ("logprobs", "prompt_logprobs"):
+        if choices := getattr(fresh, name):
+            found[name] = [(choice.logprob, choice.top) for choice in choices]
+    if finish is not None:
+        found["finish"] = "refused" if isinstance(request.failure, ConfigError | DataError) else finish
+        if request.error is not None:
+            found["error"] = request.error
+    if progress or finish is not None:
+        found["usage"] = dataclasses.asdict(request.usage)
+    return found
 
 
 def read_sampling(given: Message) -> Sampling:
@@ -174,7 +213,7 @@ def main() -> None:
     except SeqloomError as error:
         send(sink, {"failed": str(error)})
         return
-    serve(engine, source, sink)
+    serve(engine, source, sink, engine.compile)
 
 
 def take_pipes() -> tuple[IO[bytes], IO[bytes]]:
@@ -185,12 +224,12 @@ def take_pipes() -> tuple[IO[bytes], IO[bytes]]:
     return source, sink
 
 
-def serve(engine: Served, source: IO[bytes], sink: IO[bytes]) -> None:
+def serve(engine: Served, source: IO[bytes], sink: IO[bytes], compile: Callable[[Grammar], object] = id) -> None:
     """Say that the engine is ready, work until the other side is gone, and end the process."""
     code = 0
     try:
         send(sink, {"ready": {"capacity": engine.capacity, "pid": os.getpid()}})
-        Worker(engine, source, sink).run()
+        Worker(engine, source, sink, compile).run()
     except BrokenPipeError:
         pass
     except BaseException:

@@ -15,6 +15,9 @@ from seqloom.studies.decoding import WIDE, state_bytes
 from seqloom.systems.hybrid_lm.budget import state_budget
 from seqloom.systems.hybrid_lm.config import HybridConfig
 
+_PAGE = 64
+"""Tokens in a page of the engine's memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
@@ -84,7 +87,9 @@ def _serve(model: Any, load: Load, rows: int, requests: int) -> dict[str, float]
 
     draw = torch.Generator().manual_seed(1)
     prompts = torch.randint(3, model.vocab_size, (requests, load.prompt), generator=draw).tolist()
-    engine = Engine((model, _Mute(model.vocab_size)), rows)
+    pages = rows * (1 + -(-load.tokens // _PAGE))  # a row is admitted while every other can take one more page
+    source = (model, _Mute(model.vocab_size))
+    engine = Engine(source, rows, cache_tokens=pages * _PAGE, page_tokens=_PAGE, prefix_cache=False)
     engine.generate(prompts[:1], Sampling(temperature=0, max_tokens=2))
     start = time.perf_counter()
     engine.generate(prompts, Sampling(temperature=0, max_tokens=load.answer))

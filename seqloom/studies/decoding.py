@@ -7,7 +7,6 @@ their times. Keys, values and states are filled at random: what they hold change
 Paper: Nemotron-H, section on throughput; Nemotron 3, context cost.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from seqloom.core.checkpoint import commit
 from seqloom.core.config import to_data
-from seqloom.core.errors import CheckpointError
+from seqloom.studies.measured import measured
 from seqloom.systems.hybrid_lm.budget import budget, state_budget
 from seqloom.systems.hybrid_lm.config import HybridConfig
 
@@ -54,25 +52,8 @@ def measure(models: Mapping[str, HybridConfig], contexts: Sequence[int], path: P
         CheckpointError: the file cannot be written.
     """
     settings = {"models": {name: to_data(config) for name, config in models.items()}, "contexts": list(contexts)}
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["settings"] == settings:
-            return [Point(**point) for point in stored["points"]], stored["machine"]
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # not measured yet, or damaged
-    import torch
-
-    from seqloom.core.machine import machine_facts
-
-    points = [point for context in contexts for point in _at(models, context)]
-    machine = str(machine_facts(torch.device("cpu"))["machine"])
-    text = json.dumps({"settings": settings, "machine": machine, "points": [asdict(point) for point in points]})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        commit.write_file(path, (text + "\n").encode())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
-    return points, machine
+    found, machine = measured(path, settings, lambda: [asdict(each) for at in contexts for each in _at(models, at)])
+    return [Point(**each) for each in found], machine
 
 
 def step_bytes(config: HybridConfig, context: int) -> int:

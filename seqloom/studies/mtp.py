@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from seqloom.core.config import Ge, MinLen, config, parse, read_yaml, to_data
+from seqloom.core.config import Ge, Interval, MinLen, config, parse, read_yaml, to_data
 from seqloom.core.errors import ConfigError, DataError
-from seqloom.core.rooms import load
 from seqloom.data.config import SourceConfig
 from seqloom.serve.config import Sampling
 from seqloom.studies import mtp_tables as tables
@@ -49,7 +48,7 @@ class Options:
     """Text to learn, where no model is given."""
     steps: Annotated[int, Ge(8)] = 400
     """Training steps, where no model is given."""
-    lengths: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)] = (1, 2, 3, 4, 5, 6, 7)
+    lengths: Annotated[tuple[Annotated[int, Interval(ge=1, le=16)], ...], MinLen(1)] = (1, 2, 3, 4, 5, 6, 7)
     """Guesses of a step."""
     passages: Annotated[int, Ge(1)] = 8
     """To continue, each alone."""
@@ -114,7 +113,8 @@ def findings(options: Options, found: dict[str, Drafted], machine: str) -> Findi
 
 def _measured(source: Path, options: Options, path: Path) -> tuple[Drafted, str]:
     """What `drafted` gives, and the machine; made once for a model as it is."""
-    weights = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in source.glob("*.safetensors")}
+    files = [(file.name, file.stat()) for file in source.glob("*.safetensors")]
+    weights = {name: [facts.st_size, facts.st_mtime_ns] for name, facts in sorted(files)}
     settings = {**to_data(replace(options, model=None)), "model": str(source), "weights": weights}
     return measured(path, settings, lambda: drafted(source, options, sorted(set(options.lengths))))
 
@@ -126,10 +126,9 @@ def drafted(source: Path, options: Options, lengths: list[int]) -> Drafted:
     """
     from seqloom.serve.engine import Engine
 
-    model = load(source)
-    if getattr(model, "mtp", None) is None:
-        raise ConfigError(f"--model: {source} has no prediction block, and this study is about what one guesses")
     engine = Engine(source, 1, prefix_cache=False)
+    if engine.model.mtp is None:
+        raise ConfigError(f"--model: {source} has no prediction block, and this study is about what one guesses")
     passages = _passages(source, options, engine.model.vocab_size)
     engine.generate(passages[:1], Sampling(max_tokens=4), max(lengths))  # warms up
     found: Drafted = {}
@@ -150,15 +149,15 @@ def _nothing(length: int) -> dict[str, Any]:
 
 def _continued(engine: Any, passage: list[int], sampling: Sampling, length: int, count: dict[str, Any]) -> list[int]:
     """Write one continuation, and add what it took and what was guessed."""
-    before = engine.statistics
-    offered, accepted = list(before.drafted), list(before.accepted)
-    start = time.perf_counter()
+    before, start = engine.statistics, time.perf_counter()
     (completion,) = engine.generate([passage], sampling, length)
     count["seconds"] += time.perf_counter() - start
     after = engine.statistics
-    for name, now, then in (("offered", after.drafted, offered), ("accepted", after.accepted, accepted)):
-        then += [0] * (len(now) - len(then))
-        count[name] = [sum_ + new - old for sum_, new, old in zip(count[name], now, then, strict=False)]
+    for name, now, then in (
+        ("offered", after.drafted, before.drafted),
+        ("accepted", after.accepted, before.accepted),
+    ):
+        count[name] = [known + new - old for known, new, old in zip(count[name], now, then, strict=False)]
     count["tokens"] += len(completion.token_ids)
     count["texts"] += 1
     return completion.token_ids

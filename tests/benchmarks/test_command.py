@@ -12,6 +12,7 @@ import torch
 from benchmarks import op_cases, ops, train
 from benchmarks.__main__ import AREAS, main
 from benchmarks.case import NotHere
+from soak import SOAKING
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--threads", "1", "--repeats", "2"]
@@ -137,7 +138,7 @@ def test_a_peer_that_is_not_installed_is_said_to_be_missing(
     assert "without transformers: transformers is not installed" in table
 
 
-@pytest.mark.full
+@pytest.mark.skipif(not SOAKING, reason="starts processes that import transformers: run by `make soak`")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peaks from /proc")
 def test_memory_is_measured_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")

@@ -184,6 +184,7 @@ def test_options_that_cannot_be_used(
     chatty = write_folder(tmp_path / "chatty", CHAT)
     for folder, arguments, words in (
         (scripted, ["--system", "s"], "need a chat template, and this model has none"),
+        (scripted, ["--logprobs", "1"], "a conversation shows none"),
         (scripted, ["--template-option", "a=1"], "need a chat template, and this model has none"),
         (chatty, ["--template-option", "thinking"], "expected NAME=VALUE, got 'thinking'"),
         (chatty, ["--template-option", "thinkin=true"], "'thinkin': this chat template does not read it"),

@@ -52,6 +52,7 @@ def test_a_prompt_from_standard_input(
         (["{run}", "--temperature", "-1"], "temperature: -1.0 is not allowed"),
         (["{run}", "--top-p", "0"], "top_p: 0.0 is not allowed"),
         (["{run}", "--max-tokens", "few"], "--max-tokens"),
+        (["{run}", "--logprobs", "1"], "plain text shows none; add --json"),
     ],
 )
 def test_mistakes_are_named(

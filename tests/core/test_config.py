@@ -25,6 +25,8 @@ class Outer:
     name: str = "x"
     on: bool = True
     most: Annotated[int, Ge(1)] | None = None
+    ahead: Annotated[int, Ge(0)] | Literal["auto"] = "auto"
+    folder: Path | None = None
     inner: Inner = Inner()
     parts: tuple[Inner, ...] = ()
 
@@ -50,7 +52,9 @@ def test_numbers_in_scientific_spelling_are_numbers(tmp_path: Path) -> None:
 
 @given(name=st.text(), rate=st.floats(min_value=1e-300, max_value=1e300), steps=st.integers(1, 2**62))
 def test_yaml_round_trip(name: str, rate: float, steps: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    value = Outer(steps=steps, name=f"_{name}", inner=Inner(rate=rate), parts=(Inner(kind="fast"),))
+    value = Outer(
+        steps=steps, name=f"_{name}", folder=Path(f"a/{steps}"), inner=Inner(rate=rate), parts=(Inner(kind="fast"),)
+    )
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text(to_yaml(value), encoding="utf-8", newline="")
     assert parse(Outer, read_yaml(path), "f") == value
@@ -74,6 +78,10 @@ def test_text_that_looks_like_something_else_stays_text(name: str, tmp_path: Pat
         ({}, "f: steps: this setting is required"),
         ({"steps": 0}, "f: steps: input should be greater than or equal to 1 (got 0)"),
         ({"steps": 1, "most": 0}, "f: most: input should be greater than or equal to 1 (got 0)"),
+        (
+            {"steps": 1, "ahead": -1},
+            "f: ahead: input should be greater than or equal to 0 (got -1)\nf: ahead: input should be 'auto' (got -1)",
+        ),
         ({"steps": True}, "f: steps: input should be a valid integer (got True)"),
         ({"steps": "3"}, "f: steps: input should be a valid integer (got '3')"),
         ({"steps": 2.5}, "f: steps: input should be a valid integer (got 2.5)"),

@@ -9,6 +9,7 @@ import pytest
 
 from seqloom.core.config import to_yaml
 from seqloom.systems.hybrid_lm.config import Run
+from soak import SOAKING
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +33,7 @@ def test_one_process_speaks_for_all(run_file: str, tmp_path: Path) -> None:
     assert ended.stderr.count("step 5/5") == 1
 
 
-@pytest.mark.full
+@pytest.mark.skipif(not SOAKING, reason="three more processes to import everything: run by `make soak`")
 def test_a_mistake_is_told_once(run_file: str, tmp_path: Path) -> None:
     ended = torchrun(run_file, "--out", str(tmp_path / "run"), "--task.batch-rows", "3")
     assert ended.returncode != 0

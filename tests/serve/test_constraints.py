@@ -12,7 +12,7 @@ from seqloom.data.tokenizer import SPECIALS, TextTokenizer, train_tokenizer
 from seqloom.serve.call_grammar import required_call
 from seqloom.serve.config import Grammar
 from seqloom.serve.constraints import MAX_CHARACTERS, MAX_DEPTH, Grammars, Matcher, check_grammar
-from seqloom.serve.tool_calls import read_calls
+from seqloom.serve.tool_calls import CallDelta, ToolCallParser
 from seqloom.serve.vocabulary import Vocabulary
 
 pytest.importorskip("llguidance")
@@ -114,8 +114,8 @@ SCHEMA = json.dumps(
         (
             "json_schema",
             SCHEMA,
-            ['{"name": "日本 😀"}', '{"name":"x","value":[1,2.5]}'],
-            ['{"value":[1]}', '{"name":3}', "["],
+            ['{"name": "日本 😀"}', '{"name":"x","value":[1,2.5]}', '{ "name" : "  ","value":[ 1 ] }'],
+            ['{"value":[1]}', '{"name":3}', "[", '{"name":  "x"}', '{\n"name": "x"}'],
         ),
         ("json", "", ['{"a": [1, {"b": null}]}', "{}"], ["[1]", "3", "{a}"]),
         ("regex", "[a-c]{2,3}(日|😀)", ["ab日", "abc😀"], ["a日", "abcd", "ab"]),
@@ -266,9 +266,10 @@ def test_a_required_call_can_only_be_a_call(
         "json": '<tool_call>\n{"name": "second", "arguments": {"text": "a", "count": 3}}\n</tool_call>',
     }[form]
     assert accepts(grammars.matcher(grammar, [tokenizer.eos]), tokenizer, written)
-    calls, rest = read_calls(written, form, TOOLS)
-    assert ([call.name for call in calls], rest) == (["second"], "")
-    for wrong in ("hello", written.replace("second", "third"), written.replace("3", "x")):
+    found = ToolCallParser(form, TOOLS).push(written)
+    assert [each.name for each in found if isinstance(each, CallDelta) and each.name] == ["second"]
+    changes = (("second", "third"), ("3", "x"), ("3", "   3"))
+    for wrong in ("hello", *(written.replace(*change) for change in changes)):
         assert not accepts(grammars.matcher(grammar, [tokenizer.eos]), tokenizer, wrong)
 
 

@@ -113,12 +113,13 @@ def test_the_length_that_brings_most_tokens_a_second_is_found(right: float, cost
     best = max(range(6), key=rates.__getitem__)
     assert (best >= length) if length else best == 0
     choose, lengths, chosen = random.Random(0), DraftLength(5), []
-    for _ in range(1500):
+    for step in range(1500):
         guessed = lengths.choose(4)
         good = 0
         while good < guessed and choose.random() < right:
             good += 1
         lengths.count(guessed, good)
-        lengths.time(4, guessed, (1 + cost * guessed) * choose.uniform(0.9, 1.3))
+        waited = 5 if step == 0 or choose.random() < 0.2 else 1  # the first step, and a busy machine
+        lengths.time(4, guessed, (1 + cost * guessed) * choose.uniform(0.9, 1.3) * waited)
         chosen.append(rates[guessed])
     assert sum(chosen[500:]) / 1000 > 0.93 * rates[best]

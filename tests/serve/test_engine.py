@@ -254,14 +254,16 @@ def test_a_broken_model_stops_with_an_error(engine) -> None:
         engine.generate([[3, 4]], GREEDY)
 
 
-def test_an_error_of_one_request_leaves_the_others_alone(engine) -> None:
+@pytest.mark.parametrize("scored", [None, 1])
+def test_an_error_of_one_request_leaves_the_others_alone(engine, scored: int | None) -> None:
     (healthy,) = engine.generate([[4, 5]], GREEDY)
     with torch.no_grad():
         engine.model.embedding[10] = math.nan  # so only a text with this token is hit
-    others, broken = [engine.submit([4, 5], GREEDY) for _ in range(2)], engine.submit([4, 10], GREEDY)
+    others = [engine.submit([4, 5], GREEDY) for _ in range(2)]
+    broken = engine.submit([4, 10, 4], dataclasses.replace(GREEDY, prompt_logprobs=scored))
     run(engine)
     assert broken.finish_reason == "error"
-    assert "not finite" in broken.error
+    assert broken.error.startswith("token 2 of the prompt: " if scored else "token 0 of the answer: ")
     assert broken.tokens == []
     assert [other.completion().token_ids for other in others] == [healthy.token_ids] * 2
     free(engine)
@@ -341,23 +343,26 @@ def test_a_turn_says_what_is_new(draft_tokens: int) -> None:
         assert request.usage.completion_tokens == len(tokens)
 
 
-def test_tokens_of_the_prompt_are_scored() -> None:
-    engine = Engine((ToyModel(), ToyTokenizer()), page_tokens=4, prefill_tokens=3)
-    prompt = PROMPTS[1]
-    engine.generate([prompt], GREEDY)  # what could be reused must be scored all the same
-    request = engine.submit(prompt, Sampling(max_tokens=1, prompt_logprobs=2))
-    found = []
-    while request.finish_reason is None:
-        engine.step()
-        found += request.fresh.prompt_logprobs or []
-    with torch.inference_mode():
-        hidden, _ = engine.model.hidden(torch.tensor([prompt]), states=engine.model.new_states(1))
-        nats = engine.model.head(hidden)[0].log_softmax(-1)
-    assert found[0] == (None, [])
-    assert len(found) == len(prompt)
-    for place, (logprob, top) in enumerate(found[1:], 1):
-        assert logprob == pytest.approx(float(nats[place - 1, prompt[place]]), abs=1e-5)
-        assert [token for token, _ in top] == nats[place - 1].topk(2).indices.tolist()
+@pytest.mark.parametrize("cache_tokens", [None, 40], ids=["room", "little room"])
+def test_tokens_of_the_prompt_are_scored_once(cache_tokens: int | None) -> None:
+    engine = Engine((ToyModel(), ToyTokenizer()), page_tokens=4, prefill_tokens=3, cache_tokens=cache_tokens)
+    engine.generate(PROMPTS[1:2], GREEDY)  # what could be reused must be scored all the same
+    asked = Sampling(max_tokens=20, prompt_logprobs=2, ignore_eos=True)
+    found = {engine.submit(prompt, asked): [] for prompt in PROMPTS}
+    while any(request.finish_reason is None for request in found):
+        for request in engine.step():
+            found[request] += request.fresh.prompt_logprobs or []
+    assert bool(engine.statistics.preemptions) == (cache_tokens is not None)
+    for prompt, (request, scores) in zip(PROMPTS, found.items(), strict=True):
+        with torch.inference_mode():
+            hidden, _ = engine.model.hidden(torch.tensor([prompt]), states=engine.model.new_states(1))
+            nats = engine.model.head(hidden)[0].log_softmax(-1)
+        assert scores == request.completion().prompt_logprobs
+        assert scores[0] == (None, [])
+        assert len(scores) == len(prompt)
+        for place, (logprob, top) in enumerate(scores[1:], 1):
+            assert logprob == pytest.approx(float(nats[place - 1, prompt[place]]), abs=1e-5)
+            assert [token for token, _ in top] == nats[place - 1].topk(2).indices.tolist()
 
 
 def test_the_default_samples_from_everything(engine) -> None:

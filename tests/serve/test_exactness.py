@@ -14,11 +14,12 @@ from seqloom.ops.kernels import invariant
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 from seqloom.systems.hybrid_lm.config import MtpConfig
-from soak import soak
+from soak import SOAKING, soak
 from tiny_models import make, tokens
 
 VOCABULARY = 16
-DRAWS, BATCH = soak(1500, 200_000), 500
+DRAWS, BATCH = soak(400, 200_000), soak(400, 500)
+DRAFTERS = ("mtp", "ngram") if SOAKING else ("mtp",)
 
 
 class Few:
@@ -45,7 +46,7 @@ def pairs(model: Any, prompt: list[int], temperature: float) -> Tensor:
 
 @pytest.mark.full
 @pytest.mark.timeout(soak(120, 3600))
-@pytest.mark.parametrize("drafter", ["mtp", "ngram"])
+@pytest.mark.parametrize("drafter", DRAFTERS)
 def test_guesses_leave_the_distribution_as_it_is(drafter: Any) -> None:
     stats = pytest.importorskip("scipy.stats")
     model = make("mtp", vocab_size=VOCABULARY, pattern="M*-", mtp=MtpConfig(pattern="*-"))
@@ -58,7 +59,7 @@ def test_guesses_leave_the_distribution_as_it_is(drafter: Any) -> None:
         for answer in engine.generate([prompt] * BATCH, sampling, draft_tokens=2):
             seen[tuple(answer.token_ids[1:3])] += 1
     told = engine.statistics
-    assert sum(told.accepted) > DRAWS / 50  # or nothing was tested
+    assert sum(told.accepted) > DRAWS / 200  # or nothing was tested; n-grams rarely know
     wanted = DRAWS * pairs(model, prompt, temperature)
     assert float(wanted.max()) < DRAWS / 4  # it is spread
     common = wanted >= 5

@@ -18,13 +18,13 @@ from seqloom.numerics.precision import PrecisionConfig, apply_precision
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 from seqloom.systems.hybrid_lm.model import HybridLM
-from soak import soak
+from soak import SOAKING, soak
 from tiny_models import Nothing, make
 
 PAGE = 16
-PROMPTS, SHARE = soak(200, 10_000), soak(5, 1)
+PROMPTS, SHARE = soak(100, 10_000), soak(5, 1)
 """All are answered alone, and each way takes every fifth of them here, or all."""
-FEW = soak(24, 1000)
+FEW = soak(16, 1000)
 """Prompts of the models that only show that nothing depends on the format."""
 
 ALONE: dict[str, Any] = {"max_rows": 1, "prefill_tokens": 512, "prefix_cache": False}
@@ -64,7 +64,7 @@ def questions(count: int) -> list[Question]:
         prompt = draw.choice(stems) + [draw.randrange(3, 256) for _ in range(draw.choice((0, 1, 5, PAGE, 24)))]
         if number % 5 == 4:  # n-grams that come again
             prompt = (prompt[-6:] * 6)[: draw.randrange(8, 36)]
-        most = draw.choice((1, 2, 3, 5, 20))
+        most = draw.choice((1, 2, 3, 5, 40))
         found.append(Question(prompt, Sampling(max_tokens=most, seed=number, logprobs=1, **ways[number % 4])))
     return found
 
@@ -183,7 +183,7 @@ def test_so_it_is_in_few_bits(variant: str, precision: Any, formats: StateFormat
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("weights", ["bf16", "int8", "fp8", "nvfp4"])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "fp8", "nvfp4"] if SOAKING else ["int8", "nvfp4"])
 def test_so_it_is_with_packed_weights(weights: Any) -> None:
     asked = questions(FEW)
     engine = Engine((make("mtp"), Nothing()), 1, weights=weights, prefix_cache=False)

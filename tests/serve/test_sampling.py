@@ -28,7 +28,7 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def drawn(logits: torch.Tensor, sampling: Sampling, place: int) -> int:
     assert sampling.seed is not None
     on = on_cpu(logits)
-    return draw(on, most_likely(on, place), sampling, sampling.seed, place)
+    return draw(on, most_likely(on, f"token {place}"), sampling, sampling.seed, place)
 
 
 def oracle(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -117,7 +117,7 @@ def test_two_distributions_with_the_same_noise_agree_as_often_as_promised() -> N
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_named(bad: float) -> None:
     with pytest.raises(NumericsError, match="token 6"):
-        most_likely(on_cpu(torch.tensor([0.0, bad, 1.0])), 6)
+        most_likely(on_cpu(torch.tensor([0.0, bad, 1.0])), "token 6 of the answer")
 
 
 def test_logprobs_are_those_of_the_whole_vocabulary() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqloom.serve.tool_calls import CallDelta, ToolCallParser, form_of, read_calls
+from seqloom.serve.tool_calls import CallDelta, ToolCallParser, form_of
 
 PROPERTIES = {
     "text": {"type": "string"},
@@ -31,8 +31,8 @@ def as_json(name: str, arguments: object) -> str:
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
 
 
-def stream(form: str, pieces: list[str]) -> tuple[list[tuple[str, str]], str, list[CallDelta]]:
-    """Calls by name and joined arguments, the text between, and all deltas."""
+def read(form: str, *pieces: str) -> tuple[list[tuple[str, str]], str]:
+    """Calls by name and joined arguments, and the text between."""
     parser = ToolCallParser(form, TOOLS)
     out = [found for piece in pieces for found in parser.push(piece)] + parser.flush()
     deltas = [found for found in out if isinstance(found, CallDelta)]
@@ -42,7 +42,7 @@ def stream(form: str, pieces: list[str]) -> tuple[list[tuple[str, str]], str, li
         name, arguments = calls.get(delta.index, (delta.name or "", ""))
         calls[delta.index] = (name, arguments + delta.arguments)
     assert list(calls) == list(range(len(calls)))
-    return list(calls.values()), "".join(found for found in out if isinstance(found, str)), deltas
+    return list(calls.values()), "".join(found for found in out if isinstance(found, str))
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,15 @@ def stream(form: str, pieces: list[str]) -> tuple[list[tuple[str, str]], str, li
     ],
 )
 def test_values_become_what_the_tool_declares(key: str, value: str, expected: object) -> None:
-    calls, rest = read_calls(xml("act", (key, value)), "xml", TOOLS)
+    ((_, arguments),), rest = read("xml", xml("act", (key, value)))
     assert rest == ""
-    assert json.loads(calls[0].arguments) == {key: expected}
-    assert type(json.loads(calls[0].arguments)[key]) is type(expected)
+    assert json.loads(arguments) == {key: expected}
+    assert type(json.loads(arguments)[key]) is type(expected)
 
 
 def test_large_numbers_keep_their_digits() -> None:
-    calls, _ = read_calls(xml("act", ("share", "12345678901234567890.12345678901234567890")), "xml", TOOLS)
-    assert calls[0].arguments == '{"share": 12345678901234567890.12345678901234567890}'
+    calls, _ = read("xml", xml("act", ("share", "12345678901234567890.12345678901234567890")))
+    assert calls == [("act", '{"share": 12345678901234567890.12345678901234567890}')]
 
 
 TEXTS = st.text('ab"\\\n{}<>/é😀 p=', max_size=12)
@@ -113,12 +113,10 @@ def check(text: str, form: str, arguments: list[dict], seed: int) -> None:
         size = choose.choice([1, 1, 2, 3, 8, 40])
         pieces.append(rest[:size])
         rest = rest[size:]
-    calls, between, _ = stream(form, pieces)
+    calls, between = read(form, *pieces)
     assert [(name, json.loads(each)) for name, each in calls] == [("act", each) for each in arguments]
     assert between == "\n" * (len(arguments) - 1)
-    whole, rest = read_calls(text, form, TOOLS)
-    assert [(call.name, json.loads(call.arguments)) for call in whole] == [("act", each) for each in arguments]
-    assert rest == between
+    assert read(form, text) == (calls, between)
 
 
 def test_the_name_and_long_texts_do_not_wait_for_the_end() -> None:
@@ -144,14 +142,14 @@ def test_the_name_and_long_texts_do_not_wait_for_the_end() -> None:
     ],
 )
 def test_other_spellings_of_json_calls_are_read(inside: str) -> None:
-    calls, rest = read_calls(f"<tool_call>{inside}</tool_call>", "json", TOOLS)
-    assert [(call.name, json.loads(call.arguments)) for call in calls] == [("act", {"a": 1})]
+    calls, rest = read("json", f"<tool_call>{inside}</tool_call>")
+    assert [(name, json.loads(arguments)) for name, arguments in calls] == [("act", {"a": 1})]
     assert rest == ""
 
 
 def test_a_call_without_arguments() -> None:
-    assert read_calls(xml("now"), "xml", [])[0] == [("now", "{}")]
-    assert read_calls('<tool_call>{"name": "now"}</tool_call>', "json", [])[0] == [("now", "{}")]
+    assert read("xml", xml("now")) == ([("now", "{}")], "")
+    assert read("json", '<tool_call>{"name": "now"}</tool_call>') == ([("now", "{}")], "")
 
 
 MALFORMED = [
@@ -182,12 +180,10 @@ MALFORMED = [
 @pytest.mark.parametrize(("form", "text"), MALFORMED, ids=range(len(MALFORMED)))
 def test_what_is_no_call_comes_back_as_text(form: str, text: str) -> None:
     good = xml("act") if form == "xml" else as_json("act", {})
-    calls, rest = read_calls("a" + good + text, form, TOOLS)
-    assert (calls, rest) == ([("act", "{}")], "a" + text)
-    streamed, between, _ = stream(form, list("a" + good + text))
+    calls, between = read(form, *("a" + good + text))
     assert between == "a" + text
-    assert streamed[0] == ("act", "{}")
-    for _, arguments in streamed[1:]:
+    assert calls[0] == ("act", "{}")
+    for _, arguments in calls[1:]:
         with pytest.raises((ValueError, RecursionError)):  # nobody can take it for a whole call
             json.loads(arguments)
 

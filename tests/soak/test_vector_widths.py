@@ -31,6 +31,7 @@ def test_kernels_hold_with_other_vectors(width: int) -> None:
     if width == own:
         pytest.skip("the width of this processor, with which all other tests run")
     tests = sorted(path for path in NATIVE.glob("test_*.py") if path.stem not in OF_THE_FOUNDATION)
+    tests.append(NATIVE.parent / "test_paged_attention.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", "not full", *map(str, tests)],
         env={**os.environ, "CXX": f"{shlex.join(compiler.command)} -DSEQLOOM_WIDTH={width}"},

@@ -298,4 +298,5 @@ def free_of_other_words(whole: Whole, text: str) -> None:
         if system.unit != whole.system.unit:
             assert f"{system.unit} per second" not in text
     if whole.system.unit != "tokens":
-        assert "token" not in text.lower().replace("tokenizer", "")
+        text = text.lower().replace("token draw", "")  # an op, in the list of kernels
+        assert "token" not in text.replace("tokenizer", "")

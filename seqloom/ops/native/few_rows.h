@@ -30,11 +30,13 @@ struct PlainRows {
 
 // How w is read: `step` numbers at a time, as step / W vectors, and how the numbers of x that meet them lie. `rest` makes
 // a step of the numbers from `at` to k, zeros behind them. Where `packed`, the vectors of a step are best made together.
+// Numbers come `unit` times too small.
 template <class T>
 struct Plain {
     using Rows = PlainRows<T>;
     using Row = const T*;
     static constexpr bool packed = false;
+    static constexpr float unit = 1;
     static void fetch(Row row, int64_t at, int ahead) {
         __builtin_prefetch(reinterpret_cast<const char*>(row + at) + ahead);
     }
@@ -162,7 +164,7 @@ void tile(const float* x, int64_t ldx, const typename Weights::Row (&w)[N], int6
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) y[i * ldy + j * apart] = sum(sums[i][j]);
+        for (int j = 0; j < N; ++j) y[i * ldy + j * apart] = sum(sums[i][j]) * Weights::unit;
 }
 
 // All m rows of x with N rows of w, the first of them j.

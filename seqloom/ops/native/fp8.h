@@ -33,9 +33,8 @@ constexpr float fp8_unit = 256;
     std::memcpy(&codes, p, sizeof codes);
     // The bits are those of a 2^8 times smaller FP16 number, which hardware widens, subnormal ones too. Of the two
     // signs that shifting leaves the lower one is the exponent's top bit, which only NaN, all ones, has.
-    const halves shifted = __builtin_convertvector(codes, halves) << 7;
-    const halves nan = ((shifted & 0x3f80) + 0x80) & 0x4000;
-    const halves half = (shifted & (int16_t)0xbfff) | nan;
+    const halves finite = (__builtin_convertvector(codes, halves) << 7) & (int16_t)0xbfff;
+    const halves half = finite | ((finite + 0x80) & 0x4000);
     vh parts[2];
     std::memcpy(parts, &half, sizeof parts);
 #if SEQLOOM_WIDTH == 16

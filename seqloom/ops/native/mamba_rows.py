@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqloom.ops.native.call import FLAG, POINTER, SIZE, THREADS, kernel, suffix, threads
 from seqloom.ops.native.causal_conv import MOST_TAPS
-from seqloom.ops.native.step import LAYER, MambaWeights, layer
+from seqloom.ops.native.step import LAYER, MambaWeights, mixing, tokens
 
 FORMATS = ("fp32", "bf16", "fp16", "fp16_sr", "int8", "int8_sr", "fp8", "fp8_sr")
 """Of stored states, in the order of `StateFormat` in narrow_states.h."""
@@ -56,12 +56,6 @@ class Slots(ctypes.Structure):
     )
 
 
-class Mixing(ctypes.Structure):
-    """`Mixing` in mamba_rows.cpp."""
-
-    _fields_ = (*((name, POINTER) for name in ("taps", "bias", "dt_bias", "rates", "skip")), ("narrow", ctypes.c_int32))
-
-
 def slots(remembered: Remembered, groups: int, format: str, key: int) -> Slots:
     """What the C functions are told of a layer's memory; it must live as long as it is used."""
     _, heads, head_width, state_width = remembered.codes.shape
@@ -90,45 +84,28 @@ def mamba_mix(
         guessed: all tokens but the first of each row are guesses.
     """
     assert xbc.dtype == dt.dtype, (xbc.dtype, dt.dtype)
-    batch, tokens, _ = xbc.shape
-    y = torch.empty(batch, tokens, of.heads * of.head_width, dtype=xbc.dtype)
+    batch, length, _ = xbc.shape
+    y = torch.empty(batch, length, of.heads * of.head_width, dtype=xbc.dtype)
     if y.numel():
         xbc, dt = _even(xbc), _even(dt)
-        mixing, _kept = _mixing(taps, bias, dt_bias, a_log, skip)
+        told, _kept = mixing(taps, bias, dt_bias, a_log, skip)
         _form("mamba_mix", xbc.dtype)(
-            ctypes.byref(of), ctypes.byref(mixing), xbc.data_ptr(), _apart(xbc), dt.data_ptr(), _apart(dt),
-            y.data_ptr(), first, batch, tokens, guessed, threads(),
+            ctypes.byref(of), ctypes.byref(told), xbc.data_ptr(), _apart(xbc), dt.data_ptr(), _apart(dt),
+            y.data_ptr(), first, batch, length, guessed, threads(),
         )  # fmt: skip
     return y
 
 
 def mamba_rows(
-    x: Float[Tensor, "B T D"],
-    gain: Float[Tensor, "D"],
-    eps: float,
-    weights: MambaWeights,
-    of: Slots,
-    first: int,
-    guessed: bool,
+    x: Float[Tensor, "B T D"], weights: MambaWeights, of: Slots, first: int, guessed: bool
 ) -> Float[Tensor, "B T D"]:
-    """x + mixer(norm(x)) for a few tokens of rows from `first` on; arguments as in `mamba_mix` and `mamba_step`."""
-    into, *mixed, gated_gain, out = weights
-    y, gain, gated_gain = torch.empty_like(x), gain.float(), gated_gain.float()
-    mixing, _kept = _mixing(*mixed)
+    """x + mixer(norm(x)) for a few tokens of rows from `first` on; arguments as in `mamba_mix`."""
+    y = torch.empty_like(x)
     _form("mamba_rows", x.dtype)(
-        *layer(x, y, gain, eps, into, out), ctypes.byref(of), ctypes.byref(mixing), gated_gain.data_ptr(), first,
+        *tokens(x, y), *weights.told, ctypes.byref(of), ctypes.byref(weights.mixing), weights.gated_gain, first,
         x.shape[0], guessed, threads(),
     )  # fmt: skip
     return y
-
-
-def _mixing(
-    taps: Tensor, bias: Tensor, dt_bias: Tensor, a_log: Tensor, skip: Tensor
-) -> tuple[Mixing, tuple[Tensor, ...]]:
-    """What the C functions are told of the parameters, and the tensors that it points into."""
-    taps, bias = taps.contiguous(), bias.to(taps.dtype).contiguous()
-    read = taps, bias, dt_bias.float(), -torch.exp(a_log.float()), skip.float()
-    return Mixing(*(tensor.data_ptr() for tensor in read), taps.dtype == torch.bfloat16), read
 
 
 def _even(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:

@@ -21,8 +21,8 @@ constexpr int slot_wide = 0, slot_partial = 1;  // as gemm.h, in whose place thi
 
 // M rows of x with N widened rows of w, which lie vector by vector side by side.
 template <int M, int N>
-void tile(const float* x, int64_t ldx, const float* w, int64_t vectors, float* partial, bool first, bool last, float* y,
-          int64_t ldy) {
+void tile(const float* x, int64_t ldx, const float* w, int64_t vectors, float* partial, bool first, bool last,
+          float unit, float* y, int64_t ldy) {
     vf sums[M][N];
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i)
@@ -47,12 +47,12 @@ void tile(const float* x, int64_t ldx, const float* w, int64_t vectors, float* p
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
         for (int j = 0; j < N; ++j) {
-            if (last) y[i * ldy + j] = sum(sums[i][j]);
+            if (last) y[i * ldy + j] = sum(sums[i][j]) * unit;
             else store(partial + (i * N + j) * W, sums[i][j]);
         }
 }
 
-using Tile = void (*)(const float*, int64_t, const float*, int64_t, float*, bool, bool, float*, int64_t);
+using Tile = void (*)(const float*, int64_t, const float*, int64_t, float*, bool, bool, float, float*, int64_t);
 
 template <int N>
 Tile tile_of(int64_t rows) {
@@ -117,7 +117,7 @@ void many_rows(int64_t m, int64_t n, int64_t k, const float* x, int64_t ldx, con
                     for (int64_t c = 0; c < columns; c += w_rows)
                         tile_of(std::min<int64_t>(x_rows, rows - r), std::min<int64_t>(w_rows, columns - c))(
                             x + (i + r) * ldx + from, ldx, wide + c * (to - from), vectors,
-                            partial + (r * block_of_w + c * x_rows) * W, from == 0, to == width,
+                            partial + (r * block_of_w + c * x_rows) * W, from == 0, to == width, Weights::unit,
                             y + (i + r) * ldy + j + c, ldy);
             }
         }

@@ -17,7 +17,18 @@ _GATED_BACKWARD = (*_GATED, POINTER, POINTER, SIZE, POINTER, POINTER, POINTER, S
 
 
 def rms_norm_native(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*B D"]:
-    return _RmsNorm.apply(x, weight, eps)
+    return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
+
+
+def _normed(x: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], eps: float) -> tuple[Tensor, Tensor]:
+    """The result, and of every row the number that it was multiplied by."""
+    rows, gain = _rows(x), weight.float().contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype)
+    inverse = torch.empty(rows.shape[0], dtype=torch.float32)
+    kernel(f"rms_norm_forward_{suffix(x.dtype)}", *_RMS_FORWARD)(
+        pointer(rows), rows.stride(0), pointer(gain), eps, pointer(y), pointer(inverse), *rows.shape, threads()
+    )
+    return y, inverse
 
 
 def gated_group_norm_native(
@@ -29,12 +40,7 @@ def gated_group_norm_native(
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rows, gain = _rows(x), weight.float().contiguous()
-        y = torch.empty(x.shape, dtype=x.dtype)
-        inverse = torch.empty(len(rows), dtype=torch.float32)
-        kernel(f"rms_norm_forward_{suffix(x.dtype)}", *_RMS_FORWARD)(
-            pointer(rows), rows.stride(0), pointer(gain), eps, pointer(y), pointer(inverse), *rows.shape, threads()
-        )
+        y, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         return y
 

@@ -6,7 +6,8 @@
 //
 // All products code times scale fit FP32. What a number of a matrix means does not depend on the processor; which numbers
 // share a vector does. NVFP4 is unpacked by table, 64 or 128 codes together: with AVX2 into the two bytes of BF16, whose
-// pairs are then taken apart as in few_rows.h; with AVX-512 into FP32 at once.
+// pairs are then taken apart as in few_rows.h; with AVX-512 into FP32 at once. What crosses the halves of a register is
+// left to loads, for which it costs nothing: the unit that else does it takes as long as two products.
 #pragma once
 
 #include <array>
@@ -40,7 +41,7 @@ struct PackedRows {
     }
 };
 
-template <class CodeType, class ScaleType, int numbers_of_code, int numbers_of_scale>
+template <class Weights, class CodeType, class ScaleType, int numbers_of_code, int numbers_of_scale>
 struct Packed {
     using Code = CodeType;
     using Scale = ScaleType;
@@ -70,9 +71,14 @@ struct Packed {
         }
     };
 
+    static constexpr float unit = 1;
+
     template <class T>
-    static void arrange_in_order(const T* x, int count, float* to) {
-        for (int i = 0; i < count; i += W) store(to + i, load(x + i));
+    static void arrange(const T* x, float* to) {
+        float wide[Weights::step];
+        for (int i = 0; i < Weights::step; i += W) store(wide + i, load(x + i));
+        for (int part = 0; part < Weights::step / W; ++part)
+            for (int lane = 0; lane < W; ++lane) to[part * W + lane] = wide[Weights::place(part, lane)];
     }
 };
 
@@ -89,60 +95,57 @@ inline float half_to_float(uint16_t half) {
 #endif
 }
 
-struct Int8 : Packed<int8_t, uint16_t, 1, 32> {
+struct Int8 : Packed<Int8, int8_t, uint16_t, 1, 32> {
     static constexpr int step = 32;
     using Rest = Packed::Rest<step>;
+#if SEQLOOM_WIDTH == 8 && defined(__AVX2__) && defined(__F16C__)
     static vf part(const Row& row, int64_t at, int part) {
-        const int8_t* codes = row.codes + at + part * W;
-        const float scale = half_to_float(row.scales[at / step]);
-#if SEQLOOM_WIDTH == 8 && defined(__AVX2__)
-        const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
-        return (vf)_mm256_cvtepi32_ps(wide) * scale;
+        const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row.codes + at + part * W));
+        const __m256 scale = _mm256_cvtph_ps(_mm_set1_epi16(int16_t(row.scales[at / step])));
+        return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)) * (vf)scale;
+    }
 #else
-        vi wide;
-        for (int lane = 0; lane < W; ++lane) wide[lane] = codes[lane];
-        return __builtin_convertvector(wide, vf) * scale;
+    static vf part(const Row& row, int64_t at, int part) {
+        typedef int8_t bytes __attribute__((vector_size(W)));
+        bytes codes;
+        std::memcpy(&codes, row.codes + at + part * W, sizeof codes);
+        return __builtin_convertvector(__builtin_convertvector(codes, vi), vf) * half_to_float(row.scales[at / step]);
+    }
 #endif
-    }
-    template <class T>
-    static void arrange(const T* x, float* to) {
-        arrange_in_order(x, step, to);
-    }
+    static constexpr int place(int part, int lane) { return part * W + lane; }
 };
 
-struct Fp8 : Packed<fp8, fp8, 1, 0> {
-    static constexpr int step = W;
+struct Fp8 : Packed<Fp8, fp8, fp8, 1, 0> {
+    static constexpr int step = 4 * W;
     using Rest = Packed::Rest<step>;
-    static vf part(const Row& row, int64_t at, int) {
 #if SEQLOOM_WIDTH == 8 && defined(__AVX2__) && defined(__F16C__)
-        // The same bits are an FP16 number of a 2^8 times smaller value, but for NaN, which no matrix holds.
-        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row.codes + at));
-        const __m128i moved = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes), 1);
-        return (vf)_mm256_cvtph_ps(_mm_and_si128(moved, _mm_set1_epi16(int16_t(0xbfff)))) * 256.0f;
+    // The same bits are an FP16 number of a 2^8 times smaller value, but for NaN, which no matrix holds.
+    static constexpr float unit = 256;
+    static vf part(const Row& row, int64_t at, int part) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row.codes + at + part * W));
+        const __m128i halves = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes), 1);
+        return (vf)_mm256_cvtph_ps(_mm_and_si128(halves, _mm_set1_epi16(int16_t(0xbfff))));
+    }
 #else
-        return load(row.codes + at);
+    static vf part(const Row& row, int64_t at, int part) { return load(row.codes + at + part * W); }
 #endif
-    }
-    template <class T>
-    static void arrange(const T* x, float* to) {
-        arrange_in_order(x, step, to);
-    }
+    static constexpr int place(int part, int lane) { return part * W + lane; }
 };
 
 namespace packed_parts {
 
 constexpr float e2m1[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
 
-// The values of all E4M3 codes, each four times.
-struct alignas(16) E4m3 {
-    float values[256][4];
+// The values of all E4M3 codes.
+struct E4m3 {
+    float values[256];
     constexpr E4m3() : values() {
         for (int code = 0; code < 256; ++code) {
             float value = float(code & 7) / 8 + (code >> 3 & 15 ? 1 : 0);
             for (int i = code >> 3 & 15; i > 7; --i) value *= 2;
             for (int i = code >> 3 & 15 ? code >> 3 & 15 : 1; i < 7; ++i) value /= 2;
             if ((code & 0x7f) == 0x7f) value = std::numeric_limits<float>::quiet_NaN();
-            for (float& each : values[code]) each = code & 0x80 ? -value : value;
+            values[code] = code & 0x80 ? -value : value;
         }
     }
 };
@@ -150,7 +153,7 @@ inline constexpr E4m3 e4m3{};
 
 }  // namespace packed_parts
 
-struct Nvfp4 : Packed<uint8_t, uint8_t, 2, 16> {
+struct Nvfp4 : Packed<Nvfp4, uint8_t, uint8_t, 2, 16> {
 #if SEQLOOM_WIDTH == 16 && defined(__AVX512BW__)
     static constexpr int step = 128;
 
@@ -161,7 +164,7 @@ struct Nvfp4 : Packed<uint8_t, uint8_t, 2, 16> {
         const __m128i twice = _mm_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row.scales + at / 16));
         const __m512i scales = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(bytes, twice));
-        const __m512 values = _mm512_i32gather_ps(_mm512_slli_epi32(scales, 2), packed_parts::e4m3.values, 4);
+        const __m512 values = _mm512_i32gather_ps(scales, packed_parts::e4m3.values, 4);
         return (vf)_mm512_mul_ps(_mm512_permutexvar_ps((__m512i)(words >> (4 * part)), table), values);
     }
     static constexpr int place(int part, int lane) { return 8 * lane + part; }
@@ -176,9 +179,9 @@ struct Nvfp4 : Packed<uint8_t, uint8_t, 2, 16> {
         const int second = part >> 1 & 1;
         const vu words = (vu)(second ? _mm256_unpackhi_epi8(lower, upper) : _mm256_unpacklo_epi8(lower, upper));
         const uint8_t* scales = row.scales + at / 16;
-        const __m256 scale = _mm256_insertf128_ps(
-            _mm256_castps128_ps256(_mm_load_ps(packed_parts::e4m3.values[scales[second]])),
-            _mm_load_ps(packed_parts::e4m3.values[scales[2 + second]]), 1);
+        const float* values = packed_parts::e4m3.values;
+        const __m256 scale = _mm256_blend_ps(_mm256_broadcast_ss(values + scales[second]),
+                                             _mm256_broadcast_ss(values + scales[2 + second]), 0xf0);
         return (vf)(part & 1 ? words & 0xffff0000u : words << 16) * (vf)scale;
     }
     static constexpr int place(int part, int lane) {
@@ -199,7 +202,7 @@ struct Nvfp4 : Packed<uint8_t, uint8_t, 2, 16> {
     static constexpr int step = 16;
 
     static vf part(const Row& row, int64_t at, int part) {
-        const float scale = packed_parts::e4m3.values[row.scales[at / 16]][0];
+        const float scale = packed_parts::e4m3.values[row.scales[at / 16]];
         vf values;
         for (int lane = 0; lane < W; ++lane) {
             const int64_t i = at + part * W + lane;
@@ -210,14 +213,6 @@ struct Nvfp4 : Packed<uint8_t, uint8_t, 2, 16> {
     static constexpr int place(int part, int lane) { return part * W + lane; }
 #endif
     using Rest = Packed::Rest<step>;
-
-    template <class T>
-    static void arrange(const T* x, float* to) {
-        float wide[step];
-        arrange_in_order(x, step, wide);
-        for (int part = 0; part < step / W; ++part)
-            for (int lane = 0; lane < W; ++lane) to[part * W + lane] = wide[place(part, lane)];
-    }
 };
 
 }  // namespace seqloom

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seqloom.ops.native.call import FLAG, NUMBER, POINTER, SIZE, THREADS, kernel, suffix, threads
 from seqloom.ops.native.paged_attention import check
-from seqloom.ops.native.step import LAYER, AttentionWeights, layer
+from seqloom.ops.native.step import LAYER, AttentionWeights, tokens
 from seqloom.ops.paged_attention import Pages
 
 _STEP = (*LAYER, *[SIZE] * 7, *[POINTER] * 4, FLAG, NUMBER, NUMBER, NUMBER, THREADS)
@@ -17,28 +17,23 @@ _STEP = (*LAYER, *[SIZE] * 7, *[POINTER] * 4, FLAG, NUMBER, NUMBER, NUMBER, THRE
 
 def paged_attention_step(
     x: Float[Tensor, "B T D"],
-    gain: Float[Tensor, "D"],
-    eps: float,
     weights: AttentionWeights,
     pages: Pages,
     tables: Int32[Tensor, "B P"],
     lengths: Int64[Tensor, "B"],
-    scale: float,
 ) -> Float[Tensor, "B T D"]:
     """
     Args:
         pages: get the keys and values of these tokens too.
         lengths: tokens each row had before.
-        scale: of the scores.
     """
     check(x.dtype, x.shape[1], pages, tables, lengths)
-    y, gain = torch.empty_like(x), gain.float()
-    batch, tokens, _ = x.shape
+    y = torch.empty_like(x)
     _, groups, head_width, page_tokens = pages.keys.shape
     _form(x.dtype)(
-        *layer(x, y, gain, eps, *weights), batch, tokens, weights.q.shape[0] // head_width, groups, head_width,
-        page_tokens, tables.shape[1], tables.data_ptr(), lengths.data_ptr(), pages.keys.data_ptr(),
-        pages.values.data_ptr(), pages.coded, pages.k_scale, pages.v_scale, scale * pages.k_scale, threads(),
+        *tokens(x, y), *weights.told, *x.shape[:2], weights.heads, groups, head_width, page_tokens, tables.shape[1],
+        tables.data_ptr(), lengths.data_ptr(), pages.keys.data_ptr(), pages.values.data_ptr(), pages.coded,
+        pages.k_scale, pages.v_scale, weights.scale * pages.k_scale, threads(),
     )  # fmt: skip
     return y
 

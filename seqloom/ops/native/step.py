@@ -1,11 +1,14 @@
 """Whole layers for a few tokens of generation in C++: x + mixer(norm(x)) in one call, with the bits of the single ops.
 
-`gain` and `eps` are those of the norm in front. All tensors are contiguous; every matrix is read as it is stored.
+What the functions are told of a layer's weights is made once and good for any number of calls: as long as the weights
+stay where they are, and those of which there is a copy as they are. All tensors are contiguous; every matrix is read as
+it is stored.
 """
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,51 +19,105 @@ from seqloom.ops.native.causal_conv import MOST_TAPS
 from seqloom.ops.native.matrix import Weight, matrices
 
 LAYER = (POINTER, POINTER, SIZE, SIZE, POINTER, NUMBER, POINTER)
-"""What the C functions begin with; `layer` gives it."""
+"""What the C functions begin with; `tokens` and `LayerWeights.told` give it."""
 _MLP = (*LAYER, SIZE, THREADS)
 _MAMBA = (*LAYER, *[SIZE] * 7, *[POINTER] * 2, FLAG, *[POINTER] * 8, THREADS)
 _ATTENTION = (*LAYER, *[SIZE] * 5, *[POINTER] * 2, SIZE, POINTER, NUMBER, THREADS)
 _TYPES = {"mlp_step": _MLP, "mamba_step": _MAMBA, "attention_step": _ATTENTION}
 
 
-class MambaWeights(NamedTuple):
-    """What a Mamba-2 mixer consists of; the gated norm has the eps of the norm in front."""
+class Mixing(ctypes.Structure):
+    """The parameters of what mixes tokens in a Mamba-2 layer; `Mixing` in mamba_rows.cpp."""
 
-    in_proj: Weight
-    taps: Float[Tensor, "C 1 W"]
-    taps_bias: Float[Tensor, "C"]
-    dt_bias: Float[Tensor, "H"]
-    A_log: Float[Tensor, "H"]
-    D: Float[Tensor, "H"]
-    gated_gain: Float[Tensor, "I"]
-    out_proj: Weight
+    _fields_ = (*((name, POINTER) for name in ("taps", "bias", "dt_bias", "rates", "skip")), ("narrow", ctypes.c_int32))
 
 
-class AttentionWeights(NamedTuple):
-    q: Weight
-    k: Weight
-    v: Weight
-    o: Weight
+class LayerWeights:
+    """What every layer has: the norm in front, and matrices in an order of its own.
+
+    Attributes:
+        told: of them, to the C functions.
+        copied: parameters that are read from copies made here.
+    """
+
+    def __init__(self, gain: Float[Tensor, "D"], eps: float, *weights: Weight) -> None:
+        self.copied: list[Tensor] = []
+        self._read: list[Any] = [*weights]  # what the C functions are pointed to lives as long as this
+        self.told = self.read(gain, gain.float()), eps, matrices(*weights)
+
+    def read(self, parameter: Tensor, numbers: Tensor) -> int:
+        """Where numbers lie that stand for a parameter."""
+        if numbers.data_ptr() != parameter.data_ptr():
+            self.copied.append(parameter)
+        self._read.append(numbers)
+        return numbers.data_ptr()
 
 
-def mlp_step(
-    x: Float[Tensor, "B T D"],
-    gain: Float[Tensor, "D"],
-    eps: float,
-    up: Weight,
-    down: Weight,
-) -> Float[Tensor, "B T D"]:
-    y, gain = torch.empty_like(x), _fp32(gain)
-    _form("mlp_step", x.dtype)(*layer(x, y, gain, eps, up, down), up.shape[0], threads())
+class MlpWeights(LayerWeights):
+    def __init__(self, gain: Float[Tensor, "D"], eps: float, up: Weight, down: Weight) -> None:
+        super().__init__(gain, eps, up, down)
+        self.hidden_width = up.shape[0]
+
+
+class MambaWeights(LayerWeights):
+    """The gated norm has the eps of the norm in front."""
+
+    def __init__(
+        self,
+        gain: Float[Tensor, "D"],
+        eps: float,
+        in_proj: Weight,
+        taps: Float[Tensor, "C 1 W"],
+        bias: Float[Tensor, "C"],
+        dt_bias: Float[Tensor, "H"],
+        a_log: Float[Tensor, "H"],
+        skip: Float[Tensor, "H"],
+        gated_gain: Float[Tensor, "I"],
+        out_proj: Weight,
+        groups: int,
+    ) -> None:
+        super().__init__(gain, eps, in_proj, out_proj)
+        assert taps.shape[2] <= MOST_TAPS
+        parameters = taps, bias, dt_bias, a_log, skip
+        self.mixing, read = mixing(*parameters)
+        for parameter, numbers in zip(parameters, read, strict=True):
+            self.read(parameter, numbers)
+        self.gated_gain = self.read(gated_gain, gated_gain.float())
+        self.groups, self.taps = groups, taps.shape[2]
+
+
+class AttentionWeights(LayerWeights):
+    """
+    Args:
+        projections: to queries, keys and values, and of the output.
+        scale: of the scores.
+    """
+
+    def __init__(
+        self, gain: Float[Tensor, "D"], eps: float, projections: Sequence[Weight], heads: int, scale: float
+    ) -> None:
+        super().__init__(gain, eps, *projections)
+        self.heads, self.scale = heads, scale
+
+
+def mixing(
+    taps: Tensor, bias: Tensor, dt_bias: Tensor, a_log: Tensor, skip: Tensor
+) -> tuple[Mixing, tuple[Tensor, ...]]:
+    """What the C functions are told of these parameters, and the tensors that it points into, in their order."""
+    taps, bias = taps.contiguous(), bias.to(taps.dtype).contiguous()
+    read = taps, bias, dt_bias.float(), -torch.exp(a_log.float()), skip.float()
+    return Mixing(*(tensor.data_ptr() for tensor in read), taps.dtype == torch.bfloat16), read
+
+
+def mlp_step(x: Float[Tensor, "B T D"], weights: MlpWeights) -> Float[Tensor, "B T D"]:
+    y = torch.empty_like(x)
+    _form("mlp_step", x.dtype)(*tokens(x, y), *weights.told, weights.hidden_width, threads())
     return y
 
 
 def mamba_step(
     x: Float[Tensor, "B T D"],
-    gain: Float[Tensor, "D"],
-    eps: float,
     weights: MambaWeights,
-    groups: int,
     window: Float[Tensor, "B V C"],
     state: Float[Tensor, "B H P N"],
     next_state: Float[Tensor, "B H P N"],
@@ -71,44 +128,33 @@ def mamba_step(
     Returns:
         the residual stream after the layer, and the next window.
     """
-    assert weights.taps.shape[2] <= MOST_TAPS
-    y, next_window = torch.empty_like(x), torch.empty_like(window)
-    gain, gated_gain = _fp32(gain), _fp32(weights.gated_gain)
-    dt_bias, skip = _fp32(weights.dt_bias), _fp32(weights.D)
-    rates = -torch.exp(_fp32(weights.A_log))
-    batch, tokens, _ = x.shape
+    y, next_window, m = torch.empty_like(x), torch.empty_like(window), weights.mixing
     _, heads, head_width, state_width = state.shape
     _form("mamba_step", x.dtype)(
-        *layer(x, y, gain, eps, weights.in_proj, weights.out_proj), batch, tokens, heads, head_width, groups,
-        state_width, weights.taps.shape[2], weights.taps.data_ptr(), weights.taps_bias.data_ptr(),
-        weights.taps.dtype == torch.bfloat16, dt_bias.data_ptr(), rates.data_ptr(), skip.data_ptr(),
-        gated_gain.data_ptr(), window.data_ptr(), next_window.data_ptr(), state.data_ptr(), next_state.data_ptr(),
-        threads(),
+        *tokens(x, y), *weights.told, *x.shape[:2], heads, head_width, weights.groups, state_width, weights.taps,
+        m.taps, m.bias, m.narrow, m.dt_bias, m.rates, m.skip, weights.gated_gain, window.data_ptr(),
+        next_window.data_ptr(), state.data_ptr(), next_state.data_ptr(), threads(),
     )  # fmt: skip
     return y, next_window
 
 
 def attention_step(
     x: Float[Tensor, "B T D"],
-    gain: Float[Tensor, "D"],
-    eps: float,
     weights: AttentionWeights,
     keys: Float[Tensor, "B G S K"],
     values: Float[Tensor, "B G S K"],
     lengths: Int[Tensor, "B"],
-    scale: float,
 ) -> Float[Tensor, "B T D"]:
     """
     Args:
         keys, values: room for those of earlier tokens and of these, which are written here.
         lengths: tokens each row had before.
     """
-    y, gain = torch.empty_like(x), _fp32(gain)
-    batch, tokens, _ = x.shape
+    y = torch.empty_like(x)
     _, groups, room, head_width = keys.shape
     _form("attention_step", x.dtype)(
-        *layer(x, y, gain, eps, *weights), batch, tokens, weights.q.shape[0] // head_width, groups, head_width,
-        keys.data_ptr(), values.data_ptr(), room, lengths.data_ptr(), scale, threads(),
+        *tokens(x, y), *weights.told, *x.shape[:2], weights.heads, groups, head_width, keys.data_ptr(),
+        values.data_ptr(), room, lengths.data_ptr(), weights.scale, threads(),
     )  # fmt: skip
     return y
 
@@ -118,11 +164,7 @@ def _form(name: str, dtype: torch.dtype) -> Callable[..., None]:
     return kernel(f"{name}_{suffix(dtype)}", *_TYPES[name])
 
 
-def layer(x: Tensor, y: Tensor, gain: Tensor, eps: float, *weights: Weight) -> tuple[Any, ...]:
-    """What every fused layer is called with: its tokens, the norm in front, and its matrices in their order."""
-    rows, width = x.shape[0] * x.shape[1], x.shape[2]
-    return x.data_ptr(), y.data_ptr(), rows, width, gain.data_ptr(), eps, matrices(*weights)
-
-
-def _fp32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float32 else x.float()
+def tokens(x: Float[Tensor, "B T D"], y: Float[Tensor, "B T D"]) -> tuple[int, int, int, int]:
+    """What a C function is told of its tokens and of the room for what becomes of them."""
+    batch, length, width = x.shape
+    return x.data_ptr(), y.data_ptr(), batch * length, width

@@ -2,18 +2,23 @@
 
 What is sent is up to a writer: a stream of events writes something for every update, a whole answer only at the end.
 The status is decided with the first update, so a request that the engine refuses is still answered by an error.
+What came in one turn of the engine goes out in one piece.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-from starlette.responses import JSONResponse, Response
-
-from seqloom.serve.http.engine_process import Answers, Update
 from seqloom.serve.http.errors import RefusedError
-from seqloom.serve.http.guard import Message, Receive, Send
+from seqloom.serve.http.guard import Receive, Send, respond
+from seqloom.serve.http.updates import Answers, Update
+
+_HEADERS = {
+    kind: [(b"content-type", text), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+    for kind, text in (
+        ("application/json", b"application/json"),
+        ("text/event-stream", b"text/event-stream; charset=utf-8"),
+    )
+}
 
 
 class Writer(Protocol):
@@ -42,55 +47,46 @@ class Writer(Protocol):
         ...
 
 
-class AnswerResponse(Response):
+async def send_answer(answers: Answers, writer: Writer, receive: Receive, send: Send) -> None:
     """
     Args:
         answers: what the engine gives; closed at the end in any case.
     """
+    watching = asyncio.create_task(_watch(receive, answers))
+    try:
+        await _send_all(answers, writer, send)
+    finally:
+        answers.close()
+        watching.cancel()
 
-    def __init__(self, answers: Answers, writer: Writer) -> None:
-        self._answers, self._writer = answers, writer
-        self.status_code = 200
-        self.background = None
-        self.media_type = writer.media_type
-        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send_all(scope, receive, send))
-        gone = asyncio.ensure_future(_until_gone(receive))
-        try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._answers.close()
-            gone.cancel()
-            sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sending
-
-    async def _send_all(self, scope: Message, receive: Receive, send: Send) -> None:
-        writer, began = self._writer, False
-        start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        try:
-            while not writer.done:
-                updates = await self._answers.take()
-                data = b"".join([writer.feed(choice, update) for choice, update in updates])
-                if data:
-                    if not began:
-                        await send(start)
-                        began = True
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-            data = writer.end()
-        except RefusedError as error:
-            if not began:
-                await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+async def _send_all(answers: Answers, writer: Writer, send: Send) -> None:
+    start = {"type": "http.response.start", "status": 200, "headers": _HEADERS[writer.media_type]}
+    begun = False
+    try:
+        while not writer.done:
+            if not (updates := await answers.take()):
                 return
-            data = writer.failed(error)
-        if not began:
-            start["headers"] = [*self.raw_headers, (b"content-length", str(len(data)).encode())]
-            await send(start)
-        await send({"type": "http.response.body", "body": data, "more_body": False})
+            data = b"".join([writer.feed(choice, update) for choice, update in updates])
+            if data:
+                if not begun:
+                    await send(start)
+                    begun = True
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        data = writer.end()
+    except RefusedError as error:
+        if not begun:
+            await respond(send, error.status, error.body, error.headers)
+            return
+        data = writer.failed(error)
+    if not begun:
+        start["headers"] = [*_HEADERS[writer.media_type], (b"content-length", str(len(data)).encode())]
+        await send(start)
+    await send({"type": "http.response.body", "body": data, "more_body": False})
 
 
-async def _until_gone(receive: Callable[[], Awaitable[Message]]) -> None:
+async def _watch(receive: Receive, answers: Answers) -> None:
+    """Once the body is read, all that can still come is the news that the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    answers.leave()

@@ -1,12 +1,13 @@
 """One choice of an answer, from updates of the engine to what OpenAI's API shows of it."""
 
+import json
 import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from seqloom.serve.http.engine_process import Update
 from seqloom.serve.http.errors import RefusedError
 from seqloom.serve.http.model import ServedModel
+from seqloom.serve.http.updates import Update
 from seqloom.serve.tool_calls import CallDelta, ToolCallParser
 
 Delta = tuple[str, Any]
@@ -26,7 +27,7 @@ class Choice:
             calls: a parser of tool calls; None where no tools were offered.
             one_call: the answer ends with its first call.
         """
-        self.texts = {"reasoning_content": "", "content": ""}
+        self._said: dict[str, list[str]] = {"reasoning_content": [], "content": []}
         self.calls: list[dict[str, Any]] = []
         self.finish: str | None = None
         self.usage: dict[str, int] = {}
@@ -39,50 +40,53 @@ class Choice:
         Raises:
             RefusedError: the engine did not take the request, or failed.
         """
-        self.usage = update["usage"]
+        if "usage" in update:
+            self.usage = update["usage"]
         for channel, text in update["pieces"]:
             if channel == "tool" and self._parser is not None:
                 yield from self._called(self._parser.push(text))
             elif text:
-                yield from self._said("reasoning_content" if channel == "reasoning" else "content", text)
-        if update["finish"] is None:
+                yield from self._say("reasoning_content" if channel == "reasoning" else "content", text)
+        if (finish := update.get("finish")) is None:
             return
-        if update["finish"] in ("error", "refused"):
-            status = 400 if update["finish"] == "refused" else 503
-            raise RefusedError(status, update["error"] or "the answer failed", retry_after=None if status == 400 else 2)
+        if finish in ("error", "refused"):
+            status = 400 if finish == "refused" else 503
+            message = update.get("error") or "the answer failed"
+            raise RefusedError(status, message, retry_after=None if status == 400 else 2)
         if self._parser is not None:
             yield from self._called(self._parser.flush())
-        self.finish = self.finish or FINISH.get(update["finish"], "stop")
-        if self.calls and self.finish == "stop":
+        self.finish = self.finish or FINISH.get(finish, "stop")
+        if self.finish == "stop" and any(map(_is_whole, self.calls)):
             self.finish = "tool_calls"
 
     def message(self) -> dict[str, Any]:
-        """The whole message of an assistant."""
-        content = self.texts["content"]
+        """The whole message of an assistant; a call that broke off is the text that it was."""
+        calls = [call for call in self.calls if _is_whole(call)]
+        content, thoughts = ("".join(self._said[field]) for field in ("content", "reasoning_content"))
         found: dict[str, Any] = {
             "role": "assistant",
-            "content": content or (None if self.calls else ""),
+            "content": content or (None if calls else ""),
             "refusal": None,
         }
-        if self.texts["reasoning_content"]:
-            found["reasoning_content"] = self.texts["reasoning_content"]
-        if self.calls:
-            found["tool_calls"] = self.calls
+        if thoughts:
+            found["reasoning_content"] = thoughts
+        if calls:
+            found["tool_calls"] = calls
         return found
 
-    def _said(self, field: str, text: str) -> Iterator[Delta]:
+    def _say(self, field: str, text: str) -> Iterator[Delta]:
         """A piece of text; the line breaks that templates put around thoughts belong to neither channel."""
         if field == "reasoning_content":
             text = self._breaks + text
             self._breaks = ""
-            if not self.texts[field]:
+            if not self._said[field]:
                 text = text.lstrip("\n")
             shown = text.rstrip("\n")
             text, self._breaks, self._thought = shown, text[len(shown) :], True
-        elif self._thought and not self.texts[field]:
+        elif self._thought and not self._said[field]:
             text = text.lstrip("\n")
         if text:
-            self.texts[field] += text
+            self._said[field].append(text)
             yield field, text
 
     def _called(self, changes: list[CallDelta | str]) -> Iterator[Delta]:
@@ -91,7 +95,7 @@ class Choice:
         for change in changes:
             if isinstance(change, str):  # what looked like a call and is none
                 if change.strip():
-                    yield from self._said("content", change)
+                    yield from self._say("content", change)
                 continue
             if self._one_call and change.index > 0:
                 self.finish = "tool_calls"
@@ -105,6 +109,13 @@ class Choice:
                 shown.append({"index": change.index, "function": {"arguments": change.arguments}})
         if shown:
             yield "tool_calls", shown
+
+
+def _is_whole(call: dict[str, Any]) -> bool:
+    try:
+        return isinstance(json.loads(call["function"]["arguments"]), dict)
+    except ValueError:
+        return False
 
 
 def new_id(kind: str) -> str:
@@ -142,7 +153,7 @@ def token_logprobs(model: ServedModel, update: Update) -> list[dict[str, Any]]:
     """Log-probabilities of an update's tokens in the form of chat completions."""
     return [
         {**_shown(model, token, logprob), "top_logprobs": [_shown(model, *likely) for likely in top]}
-        for token, (logprob, top) in zip(update["tokens"], update["logprobs"] or (), strict=False)
+        for token, (logprob, top) in zip(update["tokens"], update.get("logprobs", ()), strict=False)
     ]
 
 

@@ -4,31 +4,21 @@ Thinking is opened or not by the end of the prompt, and bounded by a budget of t
 `reasoning_effort: "none"` leave it away; the other efforts are budgets, unless the template has an option of that name.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from seqloom.core.errors import ConfigError
-from seqloom.data.chat_template import ChatTemplate
-from seqloom.serve.call_grammar import required_call
+from seqloom.serve.call_grammar import offered_calls, required_call
 from seqloom.serve.config import Grammar
-from seqloom.serve.http.drawing import choices, sampling
+from seqloom.serve.http.drawing import choices, grammar, sampling
 from seqloom.serve.http.errors import RefusedError, bad
 from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.prepared import Defaults, Prepared
 from seqloom.serve.http.protocol import ChatBody, NamedChoice
 from seqloom.serve.marks import marks_of
-from seqloom.serve.tool_calls import Form, form_of
 
 EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None}
 """Budgets of thinking tokens; None has no limit."""
-
-
-class Templated(Protocol):
-    """A tokenizer, or what stands for one, with the chat template that came with it."""
-
-    @property
-    def template(self) -> ChatTemplate | None: ...
 
 
 def prepare_chat(body: ChatBody, model: ServedModel, capacity: int, defaults: Defaults) -> Prepared:
@@ -43,44 +33,39 @@ def prepare_chat(body: ChatBody, model: ServedModel, capacity: int, defaults: De
     tools = _offered(body)
     text = model.render(body.messages, tools, options, thinking=thinking)
     prompt = model.tokenizer.encode(text, specials=True)
-    marks = find_marks(model, text, tools=bool(tools))
-    if marks["think_close"] is None:
+    marks = marks_of(model.template.source if model.template else "", text, tools=bool(tools))
+    if marks.think_close is None:
         budget = None  # a model that does not think needs no limit
     asked = body.max_completion_tokens or body.max_tokens
-    form = form_of(model.template.source) if model.template else None
     settings = sampling(
         body, length(len(prompt), asked, capacity, defaults), (model.tokenizer.answer_end,),
         thinking_tokens=budget, logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=_required(body, tools or [], form, model),
+        grammar=_calls(body, tools or [], model),
     )  # fmt: skip
+    progress = bool(body.stream_options and body.stream_options.continuous_usage_stats)
+    same = {"prompt": prompt, "draft": defaults.draft_tokens, "marks": vars(marks), "progress": progress}
     return Prepared(
-        requests=[
-            {"prompt": prompt, "sampling": each, "draft": defaults.draft_tokens, "marks": marks}
-            for each in choices(settings, body.n or 1)
-        ],
+        requests=[{**same, "sampling": each} for each in choices(settings, body.n or 1)],
         tools=tools or [],
-        form=form,
+        form=model.form,
         one_call=body.parallel_tool_calls is False,
     )
 
 
-def length(prompt: int, asked: int | None, capacity: int, defaults: Defaults) -> int:
+def length(prompt: int, asked: int | None, capacity: int, defaults: Defaults, param: str = "messages") -> int:
     """Most tokens of an answer.
 
+    Args:
+        param: where the prompt came from.
     Raises:
         RefusedError: prompt and answer together do not fit.
     """
     if prompt + (asked or 1) > capacity:
         raise RefusedError(
             400, f"the prompt has {prompt:,} tokens, the answer may have {asked or 1:,}; together {capacity:,} fit",
-            param="messages", code="context_length_exceeded",
+            param=param, code="context_length_exceeded",
         )  # fmt: skip
     return asked or min(defaults.answer_tokens, capacity - prompt)
-
-
-def find_marks(model: Templated, prompt: str, *, tools: bool) -> dict[str, Any]:
-    """How the model marks thoughts and tool calls, as its template shows, and whether the answer begins in thoughts."""
-    return dataclasses.asdict(marks_of(model.template.source if model.template else "", prompt, tools=tools))
 
 
 def _thinking(
@@ -91,7 +76,7 @@ def _thinking(
         raise bad("thinking_tokens and max_thinking_tokens are the same; give one", "thinking_tokens")
     budget = body.thinking_tokens if body.thinking_tokens is not None else body.max_thinking_tokens
     options, effort = dict(body.chat_template_kwargs or {}), body.reasoning_effort
-    if effort is not None and model.template is not None and "reasoning_effort" in model.template.options:
+    if effort is not None and "reasoning_effort" in model.options:
         options = {"reasoning_effort": effort, **options}
     elif effort is not None and budget is None:
         return EFFORTS[effort] != 0, EFFORTS[effort], options
@@ -114,16 +99,19 @@ def _offered(body: ChatBody) -> list[dict[str, Any]] | None:
     return [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
 
 
-def _required(body: ChatBody, tools: list[dict[str, Any]], form: Form | None, model: ServedModel) -> Grammar | None:
-    """The grammar of an answer that must be a call; None where it need not."""
+def _calls(body: ChatBody, tools: list[dict[str, Any]], model: ServedModel) -> Grammar | None:
+    """The grammar of an answer that must be a call, or whose calls must keep to the schemas of strict tools."""
     choice = body.tool_choice
-    if not tools or choice in (None, "auto"):
+    if not tools:
         return None
-    if form is None:
+    if choice in (None, "auto"):
+        free = grammar(body) is None  # an answer has one grammar, and its own goes first
+        return offered_calls(model.form, tools, model.tokenizer) if model.form and free else None
+    if model.form is None:
         raise bad("tool_choice: how this model writes calls is not known here, so none can be required", "tool_choice")
     if isinstance(choice, NamedChoice):
         tools = [tool for tool in tools if tool["function"]["name"] == choice.function.name]
     try:
-        return required_call(form, tools, model.tokenizer)
+        return required_call(model.form, tools, model.tokenizer)
     except ConfigError as error:
         raise bad(str(error), "tools") from None

@@ -8,12 +8,13 @@ All but the text of an event is encoded once for the whole stream.
 
 import json
 import time
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from seqloom.serve.http.answers import Choice, new_id, token_logprobs, usage
-from seqloom.serve.http.engine_process import Update
 from seqloom.serve.http.errors import RefusedError
 from seqloom.serve.http.model import ServedModel
+from seqloom.serve.http.updates import Update
 
 DONE = b"data: [DONE]\n\n"
 
@@ -124,4 +125,4 @@ def _head(model: ServedModel, kind: str) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    return encode_basestring_ascii(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -11,11 +11,11 @@ from typing import Any
 from seqloom.serve.http.answers import Choice, new_id, shown_logprob, usage
 from seqloom.serve.http.chat import length
 from seqloom.serve.http.drawing import choices, completion_logprobs, sampling
-from seqloom.serve.http.engine_process import Update
 from seqloom.serve.http.errors import RefusedError, bad
 from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.prepared import Defaults, Prepared
 from seqloom.serve.http.protocol import CompletionBody
+from seqloom.serve.http.updates import Update
 
 Prompt = str | list[int]
 
@@ -48,10 +48,10 @@ def prepare_completion(body: CompletionBody, model: ServedModel, capacity: int, 
     requests = []
     for prompt in prompts_of(body):
         ids = model.encode(prompt) if isinstance(prompt, str) else prompt
-        most = 1 if body.max_tokens == 0 else length(len(ids), body.max_tokens, capacity, defaults)
+        most = 1 if body.max_tokens == 0 else length(len(ids), body.max_tokens, capacity, defaults, "prompt")
         settings = sampling(body, most, **completion_logprobs(body))
         requests += [
-            {"prompt": ids, "sampling": each, "draft": defaults.draft_tokens, "marks": None}
+            {"prompt": ids, "sampling": each, "draft": defaults.draft_tokens, "marks": None, "progress": False}
             for each in choices(settings, body.n or 1)
         ]
     return Prepared(requests=requests)
@@ -64,7 +64,9 @@ class Texts:
         self.model, self.body = model, body
         self.choices = [Choice() for _ in prepared.requests]
         self._prompts = [request["prompt"] for request in prepared.requests]
-        self._offsets = [0] * len(self.choices)
+        # With `echo`, offsets count from the client's own text, which the token that begins every text stands before.
+        bos = model.tokenizer.bos if body.echo and isinstance(prompts_of(body)[0], str) else None
+        self._offsets = [0 if bos is None else -len(model.token_text(bos))] * len(self.choices)
 
     @property
     def done(self) -> bool:
@@ -75,11 +77,11 @@ class Texts:
         text = "".join(text for _, text in self.choices[choice].feed(update))
         tokens: list[tuple[int, Any]] = []
         if first and self.body.echo:
-            tokens += zip(self._prompts[choice], update["prompt_logprobs"] or (), strict=False)
+            tokens += zip(self._prompts[choice], update.get("prompt_logprobs", ()), strict=False)
         if self.body.max_tokens == 0:
             text = ""
-        elif update["logprobs"]:
-            tokens += zip(update["tokens"], update["logprobs"], strict=False)
+        else:
+            tokens += zip(update["tokens"], update.get("logprobs", ()), strict=False)
         if first and self.body.echo:
             text = self._echo(choice) + text
         return text, self._logprobs(choice, tokens) if self.body.logprobs is not None else None
@@ -105,7 +107,7 @@ class Texts:
         for token, likely in tokens:
             text = self.model.token_text(token)
             found["tokens"].append(text)
-            found["text_offset"].append(self._offsets[choice])
+            found["text_offset"].append(max(0, self._offsets[choice]))
             self._offsets[choice] += len(text)
             logprob, top = likely
             likely = [(token, logprob), *top]

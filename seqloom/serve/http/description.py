@@ -1,5 +1,6 @@
 """What OpenAPI says of routes that read their bodies themselves."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,24 +36,29 @@ _REASONS = {
 }
 
 
-def described(kind: type[BaseModel]) -> dict[str, Any]:
-    """The body that a route reads and the errors that it gives, as arguments of the route's decorator."""
-    schema = {"$ref": _PLACE.format(model=kind.__name__)}
-    error = {"application/json": {"schema": {"$ref": _PLACE.format(model="Error")}}}
-    return {
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
-        "responses": {status: {"description": reason, "content": error} for status, reason in _REASONS.items()},
-    }
-
-
-def describe(app: FastAPI, kinds: list[type[BaseModel]]) -> None:
-    """Add the bodies of routes to the description of an application."""
+def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> None:
+    """Add routes, by their paths and the bodies they read, to the description of an application."""
     plain = app.openapi
-    _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_PLACE)
+    _, found = models_json_schema([(kind, "validation") for kind in bodies.values()], ref_template=_PLACE)
 
     def whole() -> dict[str, Any]:
         shown = plain()
+        shown["paths"] |= {path: {"post": _described(path, kind)} for path, kind in bodies.items()}
         shown.setdefault("components", {}).setdefault("schemas", {}).update({**found["$defs"], "Error": _ERROR})
         return shown
 
     app.openapi = whole  # type: ignore[method-assign]
+
+
+def _described(path: str, kind: type[BaseModel]) -> dict[str, Any]:
+    """The body that a route reads and what it gives."""
+    schema = {"$ref": _PLACE.format(model=kind.__name__)}
+    error = {"application/json": {"schema": {"$ref": _PLACE.format(model="Error")}}}
+    given: dict[str, Any] = {"200": {"description": "the answer", "content": {"application/json": {"schema": {}}}}}
+    given |= {str(status): {"description": reason, "content": error} for status, reason in _REASONS.items()}
+    return {
+        "summary": kind.__doc__,
+        "operationId": path.strip("/").replace("/", "_"),
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": given,
+    }

@@ -1,8 +1,12 @@
-"""A uvicorn server that ends in two steps: a first signal lets finish what is under way, a second ends at once."""
+"""A uvicorn server that ends in two steps: a first signal lets finish what is under way, a second ends at once.
+
+It runs on uvloop and httptools, which take half of the processor time of what Python brings, where they are installed.
+"""
 
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -21,16 +25,28 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, app: Any, engine: EngineProcess, *, idle_seconds: float, drain_seconds: float) -> None:
-        options = uvicorn.Config(app, log_level="error", ws="none", server_header=False, timeout_graceful_shutdown=2)
+        options = uvicorn.Config(
+            app, log_level="error", ws="none", server_header=False, proxy_headers=False, timeout_graceful_shutdown=2
+        )
         options.load()
         options.http_protocol_class = patient(options.http_protocol_class, idle_seconds)
         super().__init__(options)
         self._engine, self._drain_seconds = engine, drain_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def run_until_signalled(self, listening: Any) -> None:
-        """Answer what comes by a listening socket; its engine is started already."""
+    def run_until_signalled(self, listening: Any, started: Callable[[], None]) -> None:
+        """Start the engine, say so, and answer what comes by a listening socket.
+
+        Raises:
+            ConfigError: the engine cannot be started.
+        """
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self._run(listening, started))
+
+    async def _run(self, listening: Any, started: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
+        await self._engine.start()
+        started()
         await self.serve([listening])
 
     def handle_exit(self, sig: int, frame: Any) -> None:

@@ -1,6 +1,5 @@
 """From the fields of a request to the settings that the engine draws by."""
 
-import dataclasses
 import json
 from typing import Any
 
@@ -47,7 +46,8 @@ def sampling(body: Drawing, max_tokens: int, stop_tokens: tuple[int, ...] = (), 
             check_grammar(found.grammar)
     except ConfigError as error:
         raise bad(str(error)) from None
-    return dataclasses.asdict(found)
+    settings = dict(vars(found))
+    return settings if found.grammar is None else {**settings, "grammar": dict(vars(found.grammar))}
 
 
 def choices(settings: Settings, count: int) -> list[Settings]:

@@ -1,24 +1,24 @@
 """The engine's process as the server sees it: started, watched, started again; requests go in, updates come out.
 
-A bounded number of requests has a place; the next is told when to come again, before any work is done for it. When the
-engine dies, the answers under way end with an error, and a new process is started, unless too many died in a row.
-See `serve.worker` for the messages.
+When the engine dies, or says nothing for too long, the answers under way end with an error, and a new process is
+started, unless too many died in a row. See `serve.worker` for the messages.
 """
 
 import asyncio
 import contextlib
-import json
-import struct
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from seqloom.core.errors import ConfigError
+from seqloom.serve.http.engine_pipe import EnginePipe
 from seqloom.serve.http.errors import RefusedError
 from seqloom.serve.http.metrics import Metrics
+from seqloom.serve.http.room import Room
+from seqloom.serve.http.updates import Answers, Update
 
 COMMAND = (sys.executable, "-P", "-m", "seqloom.serve.worker")
 MOST_DEATHS = 5
@@ -26,53 +26,9 @@ MOST_DEATHS = 5
 DEATHS_SECONDS = 60.0
 LOST = "the engine ended while it answered; it is started again"
 
-_HEADER = struct.Struct(">I")
-_CHUNK = 1 << 18
-_PATIENCE = 2.0  # seconds, for a process that was asked to end
-
-
-class Update(TypedDict):
-    """What is new of an answer."""
-
-    id: int
-    pieces: list[tuple[str, str]]
-    """(channel, text)"""
-    tokens: list[int]
-    logprobs: list[tuple[float | None, list[tuple[int, float]]]] | None
-    prompt_logprobs: list[tuple[float | None, list[tuple[int, float]]]] | None
-    finish: str | None
-    """stop, length, eos, cancelled, refused, or error; with the last update only."""
-    error: str | None
-    usage: dict[str, int]
-
-
-class Answers:
-    """The answers to one request of HTTP while they come: one, or several choices."""
-
-    def __init__(self, process: "EngineProcess") -> None:
-        self._process = process
-        self._updates: list[tuple[int, Update]] = []
-        self._arrived = asyncio.Event()
-        self.running: set[int] = set()
-        """Identities of those that are not finished."""
-
-    async def take(self) -> list[tuple[int, Update]]:
-        """All that came since the last time, each with the number of its choice; waits for something."""
-        while not self._updates:
-            await self._arrived.wait()
-            self._arrived.clear()
-        found, self._updates = self._updates, []
-        return found
-
-    def put(self, choice: int, update: Update) -> None:
-        """Called by the process."""
-        self._updates.append((choice, update))
-        self._arrived.set()
-
-    def close(self) -> None:
-        """Nobody waits for them any more."""
-        for identity in list(self.running):
-            self._process.cancel(identity)
+_LOOKS = 4
+"""In `hang_seconds`. Each must find silence, so that a server which was stopped itself takes nobody for dead."""
+_REASONS = {"draining": "the server is about to end", "failed": "the engine ended too often"}
 
 
 @dataclass(slots=True)
@@ -89,27 +45,29 @@ class EngineProcess:
         opening: the first message to the process.
         places: most requests at a time, those that wait included.
         command: what runs the worker.
+        hang_seconds: an engine that says nothing for so long is taken for dead; it speaks twice a second or, if a turn
+            takes longer, after every turn.
     """
 
     def __init__(
-        self, opening: dict[str, Any], places: int, metrics: Metrics, command: Sequence[str] = COMMAND
-    ) -> None:
-        self.places, self.metrics = places, metrics
+        self, opening: dict[str, Any], places: int, metrics: Metrics, command: Sequence[str] = COMMAND,
+        hang_seconds: float = 300.0,
+    ) -> None:  # fmt: skip
+        self.metrics = metrics
         self.capacity = 0
         """Most tokens of a prompt and its answer together."""
         self.state = "starting"
         """starting, ready, draining, or failed."""
         self.statistics: dict[str, Any] = {}
         self.pid = 0
-        self._opening, self._command = opening, command
-        self._process: asyncio.subprocess.Process | None = None
+        self._opening, self._command, self._hang_seconds = opening, command, hang_seconds
+        self._room = Room(places)
+        metrics.places.set_function(lambda: self.taken)
+        self._pipe: EnginePipe | None = None
+        self._heard = True
         self._running: dict[int, _Running] = {}
-        self._held = bytearray()
-        """What came of the next message."""
         self._next = 0
-        self._reserved = 0
         self._deaths: deque[float] = deque()
-        self._ends: deque[float] = deque(maxlen=64)
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -128,9 +86,9 @@ class EngineProcess:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
-        if self._process is not None:
-            self._send({"do": "stop"})
-            await self._wait_for_end()
+        if self._pipe is not None:
+            self._pipe.send({"do": "stop"})
+            await self._pipe.end()
         self.give_up("the server ends")
 
     def drain(self) -> None:
@@ -140,7 +98,7 @@ class EngineProcess:
     @property
     def taken(self) -> int:
         """Places that are taken."""
-        return len(self._running) + self._reserved
+        return self._room.taken
 
     def check_room(self, count: int = 1) -> None:
         """
@@ -148,42 +106,36 @@ class EngineProcess:
             RefusedError: the engine is not there, or has no place for so many requests now.
         """
         if self.state != "ready":
-            words = {"draining": "the server is about to end", "failed": "the engine ended too often"}
             self.metrics.requests.labels("unavailable").inc()
-            raise RefusedError(503, words.get(self.state, "the engine is being started"), retry_after=2)
-        if count > self.places:
-            raise RefusedError(400, f"{count} answers are asked for at once; at most {self.places} can be")
-        if self.taken + count > self.places:
-            self.metrics.requests.labels("busy").inc()
-            raise RefusedError(
-                429, f"{self.taken} requests are under way, and at most {self.places} may be; try again later",
-                code="rate_limit_exceeded", retry_after=self._wait(count),
-            )  # fmt: skip
+            raise RefusedError(503, _REASONS.get(self.state, "the engine is being started"), retry_after=2)
+        try:
+            self._room.check(count)
+        except RefusedError as error:
+            if error.status == 429:
+                self.metrics.requests.labels("busy").inc()
+            raise
 
     @contextlib.contextmanager
     def place(self, count: int) -> Iterator[None]:
-        """Keep places while requests are made ready; they are given back at the end, when answers hold their own.
+        """Keep places while requests are made ready.
 
         Raises:
             RefusedError: as `check_room`.
         """
         self.check_room(count)
-        self._reserved += count
-        try:
+        with self._room.keep(count):
             yield
-        finally:
-            self._reserved -= count
 
     def submit(self, requests: Sequence[dict[str, Any]]) -> Answers:
-        """Hand the choices of a request to the engine, each with prompt, sampling, draft, marks."""
-        answers = Answers(self)
+        """Hand the choices of a request to the engine, each with prompt, sampling, draft, marks, progress."""
+        answers, now = Answers(self.cancel), time.monotonic()
         for choice, request in enumerate(requests):
             identity = self._next
             self._next += 1
-            self._running[identity] = _Running(answers, choice, time.monotonic())
+            self._running[identity] = _Running(answers, choice, now)
+            self._room.taken += 1
             answers.running.add(identity)
             self._send({"do": "submit", "id": identity, **request})
-        self.metrics.places.set(len(self._running))
         return answers
 
     def cancel(self, identity: int) -> None:
@@ -192,10 +144,15 @@ class EngineProcess:
             self._end(identity, "cancelled")
             self._send({"do": "cancel", "id": identity})
 
+    def give_up(self, reason: str) -> None:
+        """End all answers under way with an error."""
+        for identity in list(self._running):
+            self._pass_on(Update(id=identity, pieces=[], tokens=[], finish="error", error=reason))
+
     async def _watch(self) -> None:
-        """Pass updates on for as long as there is an engine."""
+        """Pass on what the engine says for as long as there is one."""
         while True:
-            await self._listen()
+            await self._until_lost()
             await self._bury()
             while self.state == "starting":
                 try:
@@ -205,11 +162,20 @@ class EngineProcess:
             if self.state != "ready":
                 return
 
-    async def _listen(self) -> None:
-        while (message := await self._receive()) is not None:
-            self._dispatch(message)
+    async def _until_lost(self) -> None:
+        """Wait for the end of the engine; one that hangs is ended."""
+        assert self._pipe is not None
+        pipe, silent = self._pipe, 0
+        while not pipe.lost.done():
+            self._heard = False
+            await asyncio.wait((pipe.lost,), timeout=self._hang_seconds / _LOOKS)
+            silent = 0 if self._heard else silent + 1
+            if silent == _LOOKS:
+                print(f"the engine was silent for {self._hang_seconds:g} s and is ended", file=sys.stderr, flush=True)
+                pipe.kill()
 
     def _dispatch(self, message: dict[str, Any]) -> None:
+        self._heard = True
         if "updates" in message:
             tokens = 0
             for update in message["updates"]:
@@ -225,7 +191,8 @@ class EngineProcess:
         if self.state == "ready":
             self.state = "starting"
         self.give_up(LOST)
-        code = await self._wait_for_end()
+        assert self._pipe is not None
+        code = await self._pipe.end()
         self.metrics.on_restart()
         now = time.monotonic()
         self._deaths.append(now)
@@ -235,28 +202,12 @@ class EngineProcess:
             self.state = "failed"
         print(f"the engine ended with code {code}", file=sys.stderr, flush=True)
 
-    async def _wait_for_end(self) -> int:
-        """The process ends by itself, or is ended."""
-        assert self._process is not None
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                return await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            return await self._process.wait()
-
     async def _open(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            process_group=0,
-            limit=1 << 20,
-        )
-        self._held = bytearray()
-        self._send(self._opening)
-        first = await self._receive()
+        self._pipe = pipe = await EnginePipe.open(self._command, self._dispatch)
+        pipe.send(self._opening)
+        first = await pipe.first
         if first is None or "ready" not in first:
+            await pipe.end()
             reason = "it ended before it was ready" if first is None else first["failed"]
             raise ConfigError(f"the engine cannot be started: {reason}")
         self.capacity, self.pid = first["ready"]["capacity"], first["ready"]["pid"]
@@ -267,18 +218,17 @@ class EngineProcess:
         running = self._running.get(update["id"])
         if running is None:  # given up while the update was on its way
             return
-        if update["tokens"] and not running.first_token:
+        if not running.first_token and update["tokens"]:
             running.first_token = time.monotonic()
-        if update["finish"] is not None:
-            self._end(update["id"], update["finish"], update["usage"])
+        if (finish := update.get("finish")) is not None:
+            self._end(update["id"], finish, update.get("usage"))
         running.answers.put(running.choice, update)
 
     def _end(self, identity: int, outcome: str, usage: dict[str, int] | None = None) -> None:
         running, now = self._running.pop(identity), time.monotonic()
         running.answers.running.discard(identity)
-        self._ends.append(now)
+        self._room.leave()
         metrics = self.metrics
-        metrics.places.set(len(self._running))
         metrics.requests.labels(outcome).inc()
         metrics.duration.observe(now - running.began)
         if usage and running.first_token:
@@ -287,47 +237,6 @@ class EngineProcess:
             if (further := usage["completion_tokens"] - 1) > 0:
                 metrics.per_token.observe((now - running.first_token) / further)
 
-    def give_up(self, reason: str) -> None:
-        """End all answers under way with an error."""
-        for identity in list(self._running):
-            self._pass_on(
-                Update(
-                    id=identity,
-                    pieces=[],
-                    tokens=[],
-                    logprobs=None,
-                    prompt_logprobs=None,
-                    finish="error",
-                    error=reason,
-                    usage={},
-                )
-            )
-
-    def _wait(self, count: int) -> float:
-        """Seconds until so many places will be free, at the pace of the latest ends."""
-        if len(self._ends) < 2:
-            return 5.0
-        pace = (time.monotonic() - self._ends[0]) / len(self._ends)
-        return min(60.0, pace * (self.taken + count - self.places))
-
     def _send(self, message: dict[str, Any]) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        data = json.dumps(message).encode("ascii")
-        self._process.stdin.write(_HEADER.pack(len(data)) + data)
-
-    async def _receive(self) -> dict[str, Any] | None:
-        """The next message; None when the process is gone."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        held = self._held
-        while True:
-            if len(held) >= _HEADER.size:
-                end = _HEADER.size + _HEADER.unpack_from(held)[0]
-                if len(held) >= end:
-                    message: dict[str, Any] = json.loads(held[_HEADER.size : end])
-                    del held[:end]
-                    return message
-            if not (data := await self._process.stdout.read(_CHUNK)):
-                return None
-            held += data
+        assert self._pipe is not None
+        self._pipe.send(message)

@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,9 +17,11 @@ from seqloom.core.errors import ConfigError
 
 OPEN_PATHS = ("/health", "/ready")
 """What a watchdog may see without the key."""
-LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]", "testserver"]
+LOCAL_NAMES = (b"localhost", b"127.0.0.1", b"[::1]", b"testserver")
 SLOWEST = 1024
 """Bytes a second of a body, after the first `idle_seconds`."""
+
+_NO_HEADERS: Mapping[str, str] = {}
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -27,7 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Guard:
-    """In front of an application: the key, origins, and bodies neither longer nor slower than allowed.
+    """In front of an application: the key, names, origins, and bodies neither longer nor slower than allowed.
 
     Args:
         open_paths: what needs no key.
@@ -54,6 +56,8 @@ class Guard:
         given, size = headers.get(b"authorization", b""), headers.get(b"content-length", b"0")
         if self._wanted and scope["path"] not in self._open and not hmac.compare_digest(given, self._wanted):
             await _refuse(scope, send, 401, "a key is needed: Authorization: Bearer KEY")
+        elif self._wanted is None and _name(headers.get(b"host", b"")) not in LOCAL_NAMES:
+            await _refuse(scope, send, 400, "without a key, only names of this machine are answered")
         elif self._wanted is None and not _is_local(headers.get(b"origin")):
             await _refuse(scope, send, 403, "pages of other origins need a server with a key")
         elif scope["type"] == "websocket":
@@ -87,12 +91,8 @@ class Guard:
 
 
 def guard(app: Any, key: str | None, **limits: Any) -> None:
-    """Put the guard, and without a key the rule about names, in front of a FastAPI application."""
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
+    """Put the guard in front of a FastAPI application."""
     app.add_middleware(Guard, key=key, **limits)
-    if key is None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES, www_redirect=False)
 
 
 def patient(protocol: type[Any], idle_seconds: float) -> type[Any]:
@@ -124,6 +124,13 @@ def patient(protocol: type[Any], idle_seconds: float) -> type[Any]:
             super().resume_writing()
             if self._taking_due is not None:
                 self._taking_due.cancel()
+
+        def send_400_response(self, msg: str) -> None:
+            """What is no HTTP gets an error like any other."""
+            body = json.dumps(error_body(400, msg)).encode()
+            head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+            self.transport.close()
 
         def _expect_request(self) -> None:
             """Bytes that are no whole request yet must become one in time; a WebSocket has left this protocol."""
@@ -172,16 +179,26 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     return {"error": {"message": message, "type": kind, "param": param, "code": code or status}}
 
 
+async def respond(send: Send, status: int, body: dict[str, Any], headers: Mapping[str, str] = _NO_HEADERS) -> None:
+    """Answer a request by a JSON object."""
+    data = json.dumps(body).encode()
+    shown = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    shown += [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": shown})
+    await send({"type": "http.response.body", "body": data})
+
+
 async def _refuse(scope: Message, send: Send, status: int, message: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": message})
         return
-    body = json.dumps(error_body(status, message)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await respond(send, status, error_body(status, message), {"www-authenticate": "Bearer"} if status == 401 else {})
+
+
+def _name(host: bytes) -> bytes:
+    """A host without its port."""
+    name, colon, port = host.lower().rpartition(b":")
+    return name if colon and (port.isdigit() or not port) else host.lower()
 
 
 def _is_local(origin: bytes | None) -> bool:

@@ -68,7 +68,8 @@ class Metrics:
 
     def written(self) -> bytes:
         """In the text format of Prometheus."""
-        return self._write(self._registry)
+        written: bytes = self._write(self._registry)
+        return written
 
     def _advance(self, counter: Any, name: Any, count: int) -> None:
         counter.inc(max(0, count - self._seen.get(name, 0)))

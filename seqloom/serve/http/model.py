@@ -10,6 +10,7 @@ from seqloom.data.chat_template import ChatTemplate
 from seqloom.data.tokenizer import TextTokenizer, open_tokenizer
 from seqloom.serve.http.errors import RefusedError, bad
 from seqloom.serve.marks import marks_of
+from seqloom.serve.tool_calls import Form, form_of
 from seqloom.serve.vocabulary import Vocabulary
 
 
@@ -34,6 +35,16 @@ class ServedModel:
     def thinks(self) -> bool:
         """Whether the template marks thoughts."""
         return self.template is not None and marks_of(self.template.source, "", tools=False).think_close is not None
+
+    @cached_property
+    def form(self) -> Form | None:
+        """How it spells calls of tools, if it has any."""
+        return None if self.template is None else form_of(self.template.source)
+
+    @cached_property
+    def options(self) -> tuple[str, ...]:
+        """What its template reads beside the conversation."""
+        return () if self.template is None else self.template.options
 
     @cached_property
     def fingerprint(self) -> str:
@@ -74,7 +85,7 @@ class ServedModel:
             raise bad("this model has no chat template; use /v1/completions", "messages")
         if tools and "tools" not in self.template.source:
             raise bad("the chat template of this model knows no tools", "tools")
-        if "enable_thinking" in self.template.options:
+        if "enable_thinking" in self.options:
             options = {"enable_thinking": self._thinking if thinking is None else thinking, **options}
         try:
             return self.template.render(

@@ -11,10 +11,10 @@ import time
 from typing import Any
 
 from seqloom.serve.http.answers import Choice, usage
-from seqloom.serve.http.engine_process import Update
 from seqloom.serve.http.errors import RefusedError
 from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.responses_body import ResponsesBody
+from seqloom.serve.http.updates import Update
 
 Event = tuple[str, dict[str, Any]]
 """(type without "response.", fields)"""

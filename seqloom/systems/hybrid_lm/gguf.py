@@ -110,7 +110,7 @@ def write_gguf(
         raise CheckpointError(f"{into}: exists; name a new file")
     weights = disk_weights(source, verified=verified)
     config = weights.public.config
-    refuse_unknown(config)
+    _refuse_unknown(config)
     architecture = "nemotron_h_moe" if "E" in config.pattern else "nemotron_h"
     entries = list(_entries(gguf, weights, format))
     temporary = into.with_name(f".{into.name}.tmp")
@@ -119,6 +119,7 @@ def write_gguf(
         writer = gguf.GGUFWriter(temporary, architecture)
         writer.add_name(source.name)
         writer.add_file_type(_file_type(gguf, entries))
+        # No layer knows positions, so a length that nobody has given bounds nothing.
         writer.add_context_length(int(weights.public.carried.get("max_position_embeddings") or 1 << 20))
         _add_shapes(writer, config)
         remarks = write_tokenizer(gguf, writer, source, config.vocab_size)
@@ -133,12 +134,12 @@ def write_gguf(
     stored_as: dict[str, int] = {}
     for entry in entries:
         stored_as[entry.kind.name] = stored_as.get(entry.kind.name, 0) + _nbytes(gguf, entry)
-    if config.mtp is not None and not has_block(config):
+    if config.mtp is not None and not _has_block(config):
         remarks.append("The prediction block is left out: llama.cpp knows one of attention and experts, '*E', only.")
     return Written(architecture, len(entries), sum(stored_as.values()), stored_as, remarks)
 
 
-def refuse_unknown(config: HybridConfig) -> None:
+def _refuse_unknown(config: HybridConfig) -> None:
     """
     Raises:
         ConfigError: llama.cpp would compute something else.
@@ -154,7 +155,7 @@ def refuse_unknown(config: HybridConfig) -> None:
         raise ConfigError(f"llama.cpp asks for Mamba layers in a hybrid; the pattern {config.pattern} has none")
 
 
-def has_block(config: HybridConfig) -> bool:
+def _has_block(config: HybridConfig) -> bool:
     """Whether the prediction block can be written."""
     return config.mtp is not None and config.mtp.pattern == "*E" and "E" in config.pattern
 
@@ -166,7 +167,7 @@ def _add_shapes(writer: Any, config: HybridConfig) -> None:
     pattern = parse_pattern(config.pattern)
     heads = [config.attention.kv_heads if letter == "*" and config.attention else 0 for letter in pattern]
     hidden = [_hidden(letter, config) for letter in pattern]
-    if has_block(config):
+    if _has_block(config):
         assert config.attention is not None
         heads.append(config.attention.kv_heads)
         hidden.append(_hidden("E", config))
@@ -228,7 +229,7 @@ def _target(name: str, config: HybridConfig) -> str | None:
         return _AROUND[name]
     place, number, rest = re.fullmatch(r"(backbone|mtp)\.layers\.(\d+)\.(.*)", name).groups()  # type: ignore[union-attr]
     if place == "mtp":
-        if not has_block(config):
+        if not _has_block(config):
             return None
         number, inside = len(parse_pattern(config.pattern)), f"{number}.{rest}"
         if inside in _AHEAD:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from seqloom.core.errors import DataError
-from seqloom.data.template_files import read_text
-from seqloom.data.tokenizer import MAX_BYTES, open_tokenizer
+from seqloom.data.token_pieces import is_byte_level
+from seqloom.data.tokenizer import open_tokenizer
 
 _RULES = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -37,10 +37,9 @@ def write_tokenizer(gguf: Any, writer: Any, folder: Path, vocab_size: int) -> li
     tokenizer = open_tokenizer(folder)
     if tokenizer.size > vocab_size:
         raise DataError(f"{folder}: the tokenizer has {tokenizer.size} tokens but the model only {vocab_size}")
-    file = folder / "tokenizer.json"
-    definition = json.loads(read_text(file, MAX_BYTES)) if file.is_file() else {}
-    model = definition.get("model", {})
-    if model.get("type") != "BPE" or '"ByteLevel"' not in json.dumps(definition.get("decoder")):
+    definition = json.loads(tokenizer.definition)
+    model = definition["model"]
+    if model.get("type") != "BPE" or not is_byte_level(definition):
         raise DataError(f"{folder}: its tokenizer is no byte-level BPE, and others are not written to GGUF")
     kinds = gguf.TokenType
     pieces, types = [f"[PAD{index}]" for index in range(vocab_size)], [kinds.UNUSED] * vocab_size

@@ -98,7 +98,7 @@ class Harness(LM):  # type: ignore[misc]  # lm-eval is optional and untyped
 
     @torch.inference_mode()
     def _score_batch(self, rows: list[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        model = self.engine.model
+        model: Any = self.engine.model  # one with states of its own, beside those of the engine
         device = next(model.parameters()).device
         longest = max(len(tokens) for tokens, _ in rows)
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row, _ in rows], device=device)

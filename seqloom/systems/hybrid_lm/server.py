@@ -4,7 +4,6 @@ One address is listened to, and none is called. A first SIGTERM or Ctrl-C drains
 under way may finish within `drain_seconds`; a second ends at once.
 """
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +47,8 @@ class ServerConfig:
     """A client that sends no request, no body, or takes nothing for so long is closed."""
     drain_seconds: Annotated[float, Ge(0)] = 30.0
     """After a first signal, what is under way may take so long."""
+    hang_seconds: Annotated[float, Ge(2)] = 300.0
+    """An engine that says nothing for so long, far beyond what a turn takes, is ended and started again."""
 
 
 def serve(run: Path, host: str, port: int, key: str | None, settings: ServerConfig) -> None:
@@ -73,7 +74,8 @@ def serve(run: Path, host: str, port: int, key: str | None, settings: ServerConf
 
     folder, _ = model_folder(run)
     model = ServedModel(folder, settings.name or run.resolve().name, thinking=settings.thinking)
-    engine = EngineProcess(opening(run, settings), settings.max_rows + settings.max_queue, Metrics())
+    places = settings.max_rows + settings.max_queue
+    engine = EngineProcess(opening(run, settings), places, Metrics(), hang_seconds=settings.hang_seconds)
     defaults = Defaults(
         draft_tokens=settings.draft_tokens, answer_tokens=settings.answer_tokens,
         thinking_tokens=settings.thinking_tokens,
@@ -83,13 +85,9 @@ def serve(run: Path, host: str, port: int, key: str | None, settings: ServerConf
     )
     server = DrainingServer(app, engine, idle_seconds=settings.idle_seconds, drain_seconds=settings.drain_seconds)
 
-    async def run_all(listening: Any) -> None:
-        await engine.start()
-        print(f"serving {run} at {address(host, listening)}  (Ctrl-C stops)", flush=True)
-        await server.run_until_signalled(listening)
-
     with listen(host, port) as listening:
-        asyncio.run(run_all(listening))
+        shown = f"serving {run} at {address(host, listening)}  (Ctrl-C stops)"
+        server.run_until_signalled(listening, lambda: print(shown, flush=True))
 
 
 def opening(run: Path, settings: ServerConfig) -> dict[str, Any]:

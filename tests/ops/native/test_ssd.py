@@ -338,27 +338,3 @@ def test_training_keeps_the_inputs_and_the_states_between_pieces():
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: sizes.append(kept.numel()) or kept, lambda kept: kept):
         native(*leaves)
     assert sum(sizes) == sum(leaf.numel() for leaf in leaves) + 3 * leaves[5].numel()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("width", [4, 16])
-def test_vectors_of_other_processors_give_the_same(probe, monkeypatch, width):
-    files = ("ssd_forward.cpp", "ssd_backward.cpp", "ssd_step.cpp", "threads.cpp")
-    built = probe(*files, flags=(f"-DSEQLOOM_WIDTH={width}", "-O1"))
-    built.seqloom_poison_scratch(1)
-
-    def kernel(name, *types):
-        function = built[f"seqloom_{name}"]
-        function.argtypes, function.restype = types, None
-        return function
-
-    monkeypatch.setattr(module, "kernel", kernel)
-    for *sizes, chunk in SHAPES.values():
-        exact, documents = inputs(*sizes), packed(*sizes[:2])
-        expected = with_gradients(partial(reference, documents=documents), exact)
-        found = with_gradients(partial(native, documents=documents, chunk=chunk), [value.float() for value in exact])
-        found[0], expected[0] = (torch.where(documents[..., None, None] < 0, 0.0, y) for y in (found[0], expected[0]))
-        assert_close(found, expected, 5e-6)
-        torch.testing.assert_close(
-            native(*(value.float() for value in exact), documents)[1], found[1], rtol=1e-5, atol=1e-5
-        )

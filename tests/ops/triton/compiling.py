@@ -1,6 +1,6 @@
 """Compile every kernel that an op launches, forward and backward, for an H100 that need not be here.
 
-    python tests/ops/triton/compiling.py ssd
+    python tests/ops/triton/compiling.py ssd ctc        or, without names, of all ops
 
 Values are not computed. Prints registers, bytes of stack and shared memory of every kernel, and fails where one does
 not compile or wants more shared memory than there is.
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,16 @@ OPS: dict[str, tuple[Callable[[torch.dtype, Any], Tensor], str]] = {
 }
 
 
-def main(op: str) -> None:
+def main(ops: list[str]) -> None:
     driver.set_active(AbsentGPU())
-    from importlib import import_module
-
     from seqloom.ops.triton import tiles
 
     tiles.launch = compile_only
+    for op in ops or OPS:
+        compile_op(op)
+
+
+def compile_op(op: str) -> None:
     make, name = OPS[op]
     form = getattr(import_module(f"seqloom.ops.triton.{op}"), name)
     y = make(torch.bfloat16, form)
@@ -122,4 +126,4 @@ def main(op: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -6,6 +6,7 @@ What a request gets is told by its prompt. The last of these that stands in it c
                  `<think>`) it is split into reasoning, tool calls and content
     COUNT{n}     "1 2 3 … n"
     DIE{n}       n words, then the process kills itself
+    HANG{n}      n words, then the process does nothing any more
     SLOW{n}      n words, each a tenth of a second
     otherwise    "one two three … ten" over and over until max_tokens
 
@@ -29,7 +30,7 @@ from seqloom.serve import worker
 from seqloom.serve.worker import serve, take_pipes
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-COMMAND = re.compile(r"(SAY|COUNT|DIE|SLOW)\{(.*?)\}(?!\})", re.DOTALL)
+COMMAND = re.compile(r"(SAY|COUNT|DIE|HANG|SLOW)\{(.*?)\}(?!\})", re.DOTALL)
 COMMAND_LINE = [sys.executable, str(Path(__file__).resolve())]
 
 
@@ -84,7 +85,7 @@ class FakeRequest:
         words = re.findall(r"\s*\S+|\s+$", answer)
         self._ends = bool(found)
         self._words = _split(words, marks)
-        self.dies_after = count if self.command == "DIE" else None
+        self.breaks_after = count if self.command in ("DIE", "HANG") else None
         self.sampling, self._tokenizer = sampling, tokenizer
         self.finish_reason: str | None = None
         self.error: str | None = None
@@ -167,8 +168,8 @@ class FakeEngine:
         time.sleep(0.1 if any(one.command == "SLOW" for one in self._running) else self._turn_seconds)
         done = self._running
         for request in done:
-            if request.dies_after == request.usage.completion_tokens:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if request.breaks_after == request.usage.completion_tokens:
+                os.kill(os.getpid(), signal.SIGKILL if request.command == "DIE" else signal.SIGSTOP)
             request.step()
         self.statistics.tokens_out += len(done)
         self._running = [one for one in done if one.finish_reason is None]

@@ -1,6 +1,5 @@
 """A whole server for tests: the real front on a loopback port or in this process, and the fake engine behind it."""
 
-import asyncio
 import contextlib
 import threading
 from pathlib import Path
@@ -26,16 +25,19 @@ def write_tokenizer(folder: Path, template: str | None = "nemotron_3") -> Path:
     plain = train_tokenizer([CODE, PROSE], 400)
     text = None if template is None else (TEMPLATES / f"{template}.jinja").read_text()
     folder.mkdir(parents=True, exist_ok=True)
-    TextTokenizer(plain._definition, bos=1, eos=2, pad=0, chat_template=text).save(folder)
+    TextTokenizer(plain.definition, bos=1, eos=2, pad=0, chat_template=text).save(folder)
     return folder
 
 
-def make(folder: Path, *, key: str | None = None, places: int = 8, thinking: bool = False, **settings: Any) -> Any:
+def make(
+    folder: Path, *, key: str | None = None, places: int = 8, thinking: bool = False, hang_seconds: float = 60.0,
+    **settings: Any,
+) -> Any:  # fmt: skip
     """(application, engine); settings of the application by their names, all others go to the fake engine."""
     limits = {name: settings.pop(name) for name in ("max_body_bytes", "idle_seconds") if name in settings}
     defaults = Defaults(draft_tokens=0, answer_tokens=64, thinking_tokens=None)
     opening = {"open": str(folder), "engine": settings, "threads": None}
-    engine = EngineProcess(opening, places, Metrics(), COMMAND_LINE)
+    engine = EngineProcess(opening, places, Metrics(), COMMAND_LINE, hang_seconds)
     model = ServedModel(folder, "fake", thinking=thinking)
     return application(model, engine, defaults, key=key, **limits), engine
 
@@ -53,13 +55,9 @@ class Serving:
             idle_seconds=settings.get("idle_seconds", 30.0),
             drain_seconds=settings.get("drain_seconds", 5.0),
         )
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._ready = threading.Event()
-
-    async def _run(self) -> None:
-        await self.engine.start()
-        self._ready.set()
-        await self._server.run_until_signalled(self._listening)
+        run = self._server.run_until_signalled
+        self._thread = threading.Thread(target=run, args=(self._listening, self._ready.set), daemon=True)
 
     def start(self) -> "Serving":
         self._thread.start()

@@ -13,7 +13,7 @@ from serve.http.raw import Wire, chat, events, request
 
 from soak import soak
 
-COUNT = soak(300, 20_000)
+COUNT = soak(100, 20_000)
 
 
 def leave(address: str, draw: random.Random) -> None:

@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from seqloom.serve.http.answers import Choice
 from seqloom.serve.http.chat import prepare_chat
 from seqloom.serve.http.errors import RefusedError
 from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.prepared import Defaults
 from seqloom.serve.http.protocol import ChatBody
+from seqloom.serve.tool_calls import ToolCallParser
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": SCHEMA}}
@@ -68,6 +70,18 @@ def test_thinking(model, fields, starts, budget):
     (request,) = prepared(model, **fields).requests
     assert request["marks"]["starts_thinking"] is starts
     assert request["sampling"]["thinking_tokens"] == budget
+
+
+@pytest.mark.parametrize(("arguments", "finish"), [('{"a": 1}', "tool_calls"), ('{"a": ', "stop")])
+def test_a_call_that_breaks_off_is_no_call(arguments, finish):
+    text = f'<tool_call>\n{{"name": "look_up", "arguments": {arguments}}}\n</tool_call>'
+    choice = Choice(ToolCallParser("json", [TOOL]))
+    for _ in choice.feed({"id": 0, "pieces": [("tool", text)], "tokens": [5], "finish": "eos"}):
+        pass
+    message = choice.message()
+    assert choice.finish == finish
+    assert ("tool_calls" in message) == (finish == "tool_calls")
+    assert message["content"] == (None if finish == "tool_calls" else text)
 
 
 def test_what_cannot_both_be(model):

@@ -59,6 +59,17 @@ def test_a_dead_engine_is_told_of_and_comes_back(folder):
 
 
 @pytest.mark.full
+def test_an_engine_that_hangs_is_ended_and_comes_back(folder):
+    with serving(folder, hang_seconds=1.2) as server, httpx.Client(base_url=server.address, timeout=20) as http:
+        before = server.engine.pid
+        with http.stream("POST", CHAT, json=ask("HANG{3}", stream=True)) as response:
+            *_, last = events(response)
+        assert last["error"]["type"] == "server_error"
+        eventually(lambda: server.engine.pid != before and http.get("/ready").status_code == 200, 10)
+        assert http.post(CHAT, json=ask("SLOW{15}")).status_code == 200  # slow is not silent
+
+
+@pytest.mark.full
 def test_an_engine_that_always_dies_stays_dead(folder, monkeypatch):
     monkeypatch.setattr("seqloom.serve.http.engine_process.MOST_DEATHS", 2)
     with serving(folder) as server, httpx.Client(base_url=server.address) as http:

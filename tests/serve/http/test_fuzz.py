@@ -59,7 +59,7 @@ def wait_until_free(server: Any) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(soak(300, 86_400))
 def test_hostile_requests(server: Any) -> None:
-    count, pid = soak(4000, 1_000_000), server.engine.pid
+    count, pid = soak(2000, 1_000_000), server.engine.pid
     bad: list[tuple[int, Answer]] = []
     statuses: Counter[int] = Counter()
 
@@ -102,7 +102,7 @@ def test_requests_from_our_own_description(server: Any) -> None:
     paths = {path for path, methods in described["paths"].items() if "post" in methods}
     assert {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"} <= paths
     schema = schemathesis.openapi.from_dict(described)
-    modes, examples = schemathesis.GenerationMode, soak(15, 20_000)
+    modes, examples = schemathesis.GenerationMode, soak(5, 20_000)
     for path in sorted(paths):
         for mode in (modes.POSITIVE, modes.NEGATIVE):
             for body in _invented(schema[path]["POST"].as_strategy(generation_mode=mode), examples):
@@ -169,4 +169,5 @@ def test_a_client_that_does_not_read_holds_up_nobody(folder: Path) -> None:
         told = Wire(server.address).ask("POST", "/v1/chat/completions", chat("COUNT{20}", stream=True))
         assert events(told.body)[-1] == "[DONE]"
         wait_until_free(server)
+        deaf.socket.setsockopt(1, 8, 1 << 20)  # through so small a buffer, what was sent already takes a minute
         assert deaf.closed()

@@ -104,14 +104,20 @@ def test_a_first_signal_drains(folder: Path) -> None:
 
 def test_every_route_but_two_and_the_page_asks_for_the_key(folder: Path) -> None:
     testing = pytest.importorskip("starlette.testclient")
+    from seqloom.serve.http.answer_routes import BODIES
+    from seqloom.serve.http.app import facts
+    from seqloom.serve.http.model import ServedModel
     from seqloom.serve.http.page import page_files
 
-    app, _ = make(folder, key=KEY)
+    app, engine = make(folder, key=KEY)
     client = testing.TestClient(app)  # not entered: no engine is started
     seen: dict[str, int] = {}
-    for route in app.routes:
-        path = route.path.replace("{name:path}", "fake")
-        for method in route.methods:
+    routes = [
+        (route.path.replace("{name:path}", "fake"), route.methods)
+        for route in facts(engine=engine, model=ServedModel(folder, "fake")).routes
+    ]
+    for path, methods in [*routes, *((path, ["POST"]) for path in BODIES)]:
+        for method in methods:
             seen[f"{method} {path}"] = client.request(method, path, json={}).status_code
             wrong = client.request(method, path, json={}, headers={"Authorization": "Bearer wrong-key-of-16-signs"})
             assert wrong.status_code == seen[f"{method} {path}"]

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from reference_hybrid import ReferenceHybrid, nats, silu
 from seqloom.nn.state import MambaState
-from seqloom.serve.contract import join, select
 from seqloom.systems.hybrid_lm.model import HybridLM
 from tiny_models import VARIANTS, make, tokens
 
@@ -207,12 +206,16 @@ def test_rows_of_different_lengths_go_on_together(name):
     states, prefilled = model.new_states(0), [model.new_states(1) for _ in lengths]
     for row, alone in enumerate(prefilled):
         model(ids[row : row + 1, : lengths[row]], states=alone)
-    join(states, prefilled)
+    for layer, *alone in zip(states, *prefilled, strict=True):
+        if layer is not None:
+            layer.join(alone)
     rows = torch.arange(4)
     for step in range(5):
         if step == 3:  # one row has ended
             rows = torch.tensor([3, 0, 2])
-            select(states, rows)
+            for layer in states:
+                if layer is not None:
+                    layer.select(rows)
         here = lengths[rows] + step
         close(model(ids[rows, here][:, None], states=states)[:, 0], wanted[rows, here])
 

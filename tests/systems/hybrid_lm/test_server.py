@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     found.mkdir()
     plain = train_tokenizer([CODE, PROSE], 400)
     make("mtp", vocab_size=400).write_folder(found)
-    TextTokenizer(plain._definition, bos=1, eos=2, pad=0, chat_template=TEMPLATE).save(found)
+    TextTokenizer(plain.definition, bos=1, eos=2, pad=0, chat_template=TEMPLATE).save(found)
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import micro_runs
+from soak import SOAKING
 
 PROGRAM = """
 import json, sys
@@ -48,10 +49,18 @@ print(json.dumps([run.model.training_bytes(run), (kilobytes("VmHWM:") - before) 
 
 SETTINGS = {
     "whole batch": {},
+    "accumulated, recomputed, saved in the background": {
+        "task": {"micro_rows": 2},
+        "train": {"activation_checkpointing": True, "async_save": True},
+    },
+}
+ONE_BY_ONE = {
     "accumulated": {"task": {"micro_rows": 2}},
     "recomputed": {"train": {"activation_checkpointing": True}},
     "saved in the background": {"train": {"async_save": True}},
 }
+if SOAKING:
+    SETTINGS |= ONE_BY_ONE
 
 
 @pytest.mark.full
