@@ -36,7 +36,8 @@ bench: $(VENV)/dev.stamp
 
 soak: $(VENV)/dev.stamp
 	SEQLOOM_SOAK=1 $(VENV)/bin/python -m pytest -n $(JOBS) tests/soak tests/train/test_precision_recipes.py \
-		tests/studies/test_nvfp4.py tests/serve
+		tests/studies/test_nvfp4.py tests/serve tests/distributed/test_torchrun.py tests/benchmarks/test_command.py \
+		tests/systems/hybrid_lm/test_training_memory.py
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

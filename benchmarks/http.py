@@ -133,7 +133,7 @@ def _engine(folder: Path) -> Iterator[Callable[[int], None]]:
             while True:
                 message = receive(source)
                 assert message is not None
-                if any(update["finish"] for update in message.get("updates", ())):
+                if any(update.get("finish") for update in message.get("updates", ())):
                     return
 
         try:

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterator
 
-import checked_shapes
 import pytest
 import torch
+
+import checked_shapes
 
 # Two threads a worker on a busy two-core machine are ten times slower than one; the variable is for child processes.
 torch.set_num_threads(1)

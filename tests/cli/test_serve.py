@@ -49,8 +49,8 @@ def test_what_cannot_be_served_is_said(run, tmp_path):
     assert "name a --key-file" in refusal(serve, run, "--host", "0.0.0.0")
     assert "max_batch" in refusal(serve, run, "--max-batch", 0)
     assert "does not exist" in refusal(serve, tmp_path / "none")
-    (tmp_path / "config.json").write_text('{"model_type": "nemotron_h"}')
-    assert "served are those of: deep_speech2" in refusal(serve, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "seqloom_attention_agent"}')
+    assert "served are those of: deep_speech2, hybrid_lm" in refusal(serve, tmp_path)
     assert "no speech server answers" in refusal(listen, "talk.wav", "--url", "ws://127.0.0.1:9/v1/audio/stream")
 
 
