@@ -7,11 +7,13 @@ place where a name is turned into a room, by a fixed convention, so no lower flo
     seqloom/systems/<name>/recipes.py   dictionary `RECIPES`: recipe name -> function returning a complete `Run`
     seqloom/systems/<name>/budget.py    functions `headline(config)` and `describe(config)`: what a model costs
     seqloom/systems/<name>/folder.py    function `read_model(folder, verified=...) -> model`
+    seqloom/systems/<name>/packed_folder.py   where there is one, function `read_packed`: the same, computing from codes
     seqloom/systems/<name>/adapter.py   function `read_model(folder) -> model`, for adapters, which hold no model
     seqloom/systems/<name>/folder_facts.py    function `read_facts(folder)`: shapes of a model, and what lies there
 """
 
 import importlib
+import importlib.util
 import os
 import pkgutil
 from difflib import get_close_matches
@@ -106,11 +108,13 @@ def recipe(name: str) -> Any:
     return recipes()[full_name(name)]()
 
 
-def load(folder: str | Path) -> Any:
+def load(folder: str | Path, *, packed: bool = False) -> Any:
     """Load a model from a run folder (its newest whole checkpoint) or a public checkpoint folder, ready for inference.
 
     An adapter is folded into the model that it names.
 
+    Args:
+        packed: multiply by quantized matrices as they are stored, where the system can; else they are dequantized.
     Returns:
         the model in evaluation mode; `model(tokens)` gives logits of shape B T V for language models.
     Raises:
@@ -120,7 +124,12 @@ def load(folder: str | Path) -> Any:
     folder = found[1] if found else Path(folder)
     if is_adapter(folder):
         return part(owner(folder), "adapter").read_model(folder).eval()
-    return part(owner(folder), "folder").read_model(folder, verified=found is not None).eval()
+    system = owner(folder)
+    if packed and importlib.util.find_spec(f"seqloom.systems.{system}.packed_folder"):
+        read = part(system, "packed_folder").read_packed
+    else:
+        read = part(system, "folder").read_model
+    return read(folder, verified=found is not None).eval()
 
 
 def model_folder(source: Path) -> tuple[Path, bool]:

@@ -32,7 +32,7 @@ UNDEFINED = "\0undefined"
 
 _KEPT = 32
 _MAX_INDENT = 64
-_HEADER = struct.Struct(">I")
+HEADER = struct.Struct(">I")
 _DATE = re.compile(r"%-?[aAbBcdFGHIjmMpSTuUVwWxXyYzZ%]")
 
 
@@ -44,19 +44,24 @@ class _WrongError(Exception):
     """The template asked for what its language does not give."""
 
 
+def frame(message: dict[str, Any]) -> bytes:
+    """A message as it is sent: its length, then itself."""
+    data = json.dumps(message).encode("ascii")
+    return HEADER.pack(len(data)) + data
+
+
 def send(stream: IO[bytes], message: dict[str, Any]) -> None:
     """Write one message."""
-    data = json.dumps(message).encode("ascii")
-    stream.write(_HEADER.pack(len(data)) + data)
+    stream.write(frame(message))
     stream.flush()
 
 
 def receive(stream: IO[bytes]) -> dict[str, Any] | None:
     """Read one message; None if the other side is gone."""
-    header = stream.read(_HEADER.size)
-    if len(header) < _HEADER.size:
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
         return None
-    (size,) = _HEADER.unpack(header)
+    (size,) = HEADER.unpack(header)
     data = stream.read(size)
     found: dict[str, Any] | None = json.loads(data) if len(data) == size else None
     return found

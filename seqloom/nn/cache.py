@@ -68,7 +68,7 @@ class PageStore(LayerStore, Protocol):
 class SlotStore(LayerStore, Protocol):
     """That of a layer whose memory has a fixed size."""
 
-    def rows(self, first: int, count: int, tables: PageTables, guessed: bool) -> Any:
+    def rows(self, first: int, count: int, guessed: bool) -> Any:
         """A view of some rows, which the layer's `forward` takes as its state in any number of calls.
 
         Args:
@@ -138,7 +138,7 @@ class _Stack:
             if store is None or paged:  # in pages, wrong guesses are written over
                 views.append(None if store is None else store.rows(first, count, tables))
             else:
-                views.append(store.rows(first, count, tables, guessed))
+                views.append(store.rows(first, count, guessed))
         return tables.lengths.numpy(), views
 
     def keep(self, first: int, accepted: list[int]) -> None:
@@ -186,10 +186,6 @@ class HybridCache:
     def pages_in_rows(self) -> int:
         """Pages that some row holds; marks alone hold the rest of those that are not free."""
         return len({page for held in self._held for page in held})
-
-    @property
-    def nbytes(self) -> int:
-        return sum(store.nbytes for store in self._stores)
 
     def reserve(self, row: int, tokens: int) -> bool:
         """Have a row hold the pages for so many more tokens; False takes nothing, since too few are free."""

@@ -92,11 +92,10 @@ class MambaSlots:
         self.scales = None if scales is None else torch.empty(rows, *scales.shape[1:], device=device)
         self._native: Any = None
 
-    def rows(self, first: int, count: int, tables: object = None, guessed: bool = False) -> "MambaRows":
+    def rows(self, first: int, count: int, guessed: bool = False) -> "MambaRows":
         """A view for calls on rows first, first + 1, ...
 
         Args:
-            tables: of pages, of which there are none here.
             guessed: all tokens of a call but the first of each row are guesses; `keep` says which count.
         """
         return MambaRows(self, first, count, guessed)

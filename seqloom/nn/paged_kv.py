@@ -88,7 +88,7 @@ class PagedKV:
         values = torch.empty(pages, kv_heads, page_tokens, head_width, dtype=stored, device=device)
         self._pages = Pages(keys, values, *scales)
 
-    def rows(self, first: int, count: int, tables: PageTables, guessed: bool = False) -> PagedRows:
+    def rows(self, first: int, count: int, tables: PageTables) -> PagedRows:
         """The rows of calls, guessed or not; `tables` are theirs alone, with the lengths before each call."""
         assert len(tables.pages) == len(tables.lengths) == count
         return PagedRows(self._pages, tables)

@@ -20,7 +20,7 @@ from torch import nn
 
 from seqloom.core.devices import pick_device
 from seqloom.core.errors import ConfigError, DataError
-from seqloom.core.rooms import MAIN_SYSTEM, is_adapter, load, model_folder, owner, part
+from seqloom.core.rooms import load
 from seqloom.data.tokenizer import open_tokenizer
 from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.channels import ChannelMarks
@@ -104,10 +104,11 @@ class Engine:
         if isinstance(source, tuple):
             self.model, self.tokenizer = source
         else:
-            model = _open(Path(source), packed=weights == "as_stored")
+            device = pick_device("auto")
+            model = load(source, packed=weights == "as_stored" and device.type == "cpu")
             if not hasattr(model, "vocab_size"):
                 raise ConfigError(f"{source}: writes no text; it is a {type(model).__name__}, and no language model")
-            self.model, self.tokenizer = model, open_tokenizer(source)
+            self.model, self.tokenizer = model.to(device), open_tokenizer(source)
         if self.tokenizer.size > self.model.vocab_size:
             raise DataError(
                 f"the tokenizer has {self.tokenizer.size} tokens but the model only {self.model.vocab_size}; "
@@ -344,20 +345,6 @@ class Engine:
         if not (ids := list(prompt) or beginning):
             raise DataError(f"{name}: it is empty, and this tokenizer has no token for the beginning of a text")
         return ids
-
-
-def _open(source: Path, packed: bool) -> Any:
-    """The model of a folder, where it will run.
-
-    Args:
-        packed: multiply by quantized matrices as they are stored, where that is built; else they are dequantized.
-    """
-    device = pick_device("auto")
-    if packed and device.type == "cpu" and not is_adapter(source):
-        folder, verified = model_folder(source)
-        if owner(folder) == MAIN_SYSTEM:
-            return part(MAIN_SYSTEM, "packed_folder").read_packed(folder, verified=verified).eval()
-    return load(source).to(device)
 
 
 def _whole(value: object) -> bool:

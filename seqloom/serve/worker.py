@@ -25,7 +25,6 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Protocol
 
@@ -56,18 +55,20 @@ class Served(Protocol):
 
     def cancel(self, request: Any) -> None: ...
 
+    def compile(self, grammar: Grammar) -> None:
+        """Have a grammar ready for a request that is submitted next; called in other threads.
+
+        Raises:
+            SeqloomError: it cannot be used.
+        """
+        ...
+
 
 class Worker:
-    """Carries requests to an engine and its answers back until the pipe ends.
+    """Carries requests to an engine and its answers back until the pipe ends."""
 
-    Args:
-        compile: has a grammar ready for a request that is submitted next; raises a SeqloomError if it cannot be used.
-    """
-
-    def __init__(
-        self, engine: Served, source: IO[bytes], sink: IO[bytes], compile: Callable[[Grammar], object] = id
-    ) -> None:
-        self._engine, self._source, self._sink, self._compile = engine, source, sink, compile
+    def __init__(self, engine: Served, source: IO[bytes], sink: IO[bytes]) -> None:
+        self._engine, self._source, self._sink = engine, source, sink
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(_COMPILERS, "grammar")
         self._compiling: set[int] = set()
@@ -123,7 +124,7 @@ class Worker:
     def _compile_for(self, message: Message) -> None:
         """In a thread: have the request of a message come again when its grammar is ready, or to be refused."""
         try:
-            self._compile(Grammar(**message["sampling"]["grammar"]))
+            self._engine.compile(Grammar(**message["sampling"]["grammar"]))
             self._inbox.put({**message, "do": "compiled"})
         except SeqloomError as error:
             self._inbox.put({**message, "do": "compiled", "error": str(error)})
@@ -213,7 +214,7 @@ def main() -> None:
     except SeqloomError as error:
         send(sink, {"failed": str(error)})
         return
-    serve(engine, source, sink, engine.compile)
+    serve(engine, source, sink)
 
 
 def take_pipes() -> tuple[IO[bytes], IO[bytes]]:
@@ -224,12 +225,12 @@ def take_pipes() -> tuple[IO[bytes], IO[bytes]]:
     return source, sink
 
 
-def serve(engine: Served, source: IO[bytes], sink: IO[bytes], compile: Callable[[Grammar], object] = id) -> None:
+def serve(engine: Served, source: IO[bytes], sink: IO[bytes]) -> None:
     """Say that the engine is ready, work until the other side is gone, and end the process."""
     code = 0
     try:
         send(sink, {"ready": {"capacity": engine.capacity, "pid": os.getpid()}})
-        Worker(engine, source, sink, compile).run()
+        Worker(engine, source, sink).run()
     except BrokenPipeError:
         pass
     except BaseException:

@@ -19,6 +19,7 @@ from seqloom.studies.measured import measured
 from seqloom.systems.hybrid_lm.budget import budget, state_budget
 from seqloom.systems.hybrid_lm.config import HybridConfig
 
+HYBRID, TRANSFORMER = "hybrid", "transformer"
 STEPS, TURNS = 16, 5
 WIDE = 4
 """Bytes of a number: decoding is measured in FP32, which every processor computes alike."""
@@ -41,6 +42,27 @@ class Point:
     state_bytes: int
     predicted_state_bytes: int
     step_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A hybrid and a Transformer, among others, at growing contexts."""
+
+    points: Sequence[Point]
+
+    def at(self, model: str, context: int) -> Point:
+        return next(point for point in self.points if (point.model, point.context) == (model, context))
+
+    @property
+    def contexts(self) -> list[int]:
+        return sorted({point.context for point in self.points})
+
+    def gain(self, context: int) -> float:
+        """How many times longer the Transformer takes for a token than the hybrid."""
+        return self.at(TRANSFORMER, context).seconds / self.at(HYBRID, context).seconds
+
+    def predicted_gain(self, context: int) -> float:
+        return self.at(TRANSFORMER, context).step_bytes / self.at(HYBRID, context).step_bytes
 
 
 def measure(models: Mapping[str, HybridConfig], contexts: Sequence[int], path: Path) -> tuple[list[Point], str]:

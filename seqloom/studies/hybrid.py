@@ -6,7 +6,6 @@ read it once (`recall.py`), and by time and memory of a token at contexts of 1k 
 Paper: Nemotron-H (arXiv 2504.03624), and "An Empirical Study of Mamba-based Language Models" (arXiv 2406.07887).
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 from seqloom.core.charts import Line, LineChart
 from seqloom.core.config import Ge, config
 from seqloom.core.readable import short
-from seqloom.studies.decoding import Point, measure
+from seqloom.studies.decoding import HYBRID, TRANSFORMER, Compared, measure
 from seqloom.studies.paired import HEADINGS, Paired, PairedOptions, Scale, text_run, train_paired
 from seqloom.studies.recall import AGAIN, BEFORE, SAVED, ProbedTaskConfig
 from seqloom.studies.study import Claim, Findings, Table
@@ -22,7 +21,7 @@ from seqloom.studies.twins import attention_twin, mamba_twin
 from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, MambaConfig, MlpConfig
 from seqloom.train.observer import Observer
 
-HYBRID, TRANSFORMER, MAMBA = "hybrid", "transformer", "mamba"
+MAMBA = "mamba"
 REPEATED = 0.02
 """Share of its surprise that the best model must save at a second reading, before the others can be held against it."""
 MARGIN = 0.01
@@ -43,26 +42,11 @@ class Options(PairedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Compared):
     """All that was found."""
 
     trained: Paired
-    points: Sequence[Point]
     machine: str
-
-    def at(self, model: str, context: int) -> Point:
-        return next(point for point in self.points if (point.model, point.context) == (model, context))
-
-    @property
-    def contexts(self) -> list[int]:
-        return sorted({point.context for point in self.points})
-
-    def gain(self, context: int) -> float:
-        """How many times longer the Transformer takes for a token than the hybrid."""
-        return self.at(TRANSFORMER, context).seconds / self.at(HYBRID, context).seconds
-
-    def predicted_gain(self, context: int) -> float:
-        return self.at(TRANSFORMER, context).step_bytes / self.at(HYBRID, context).step_bytes
 
 
 def study(options: Options, folder: Path, watch: Observer) -> Findings:

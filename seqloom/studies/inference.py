@@ -14,8 +14,8 @@ from seqloom.core.config import Ge, Gt, config, to_data
 from seqloom.core.errors import ConfigError
 from seqloom.studies import inference_tables as tables
 from seqloom.studies.cache_budget import Load, Served, row_bytes, rows_that_fit, serve
-from seqloom.studies.decoding import WIDE, measure, state_bytes
-from seqloom.studies.inference_tables import HYBRID, READING, TRANSFORMER, WRITING, Measured
+from seqloom.studies.decoding import HYBRID, TRANSFORMER, WIDE, measure, state_bytes
+from seqloom.studies.inference_tables import READING, WRITING, Measured
 from seqloom.studies.measured import measured
 from seqloom.studies.study import Findings
 from seqloom.studies.twins import attention_twin

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from seqloom.core.charts import Line, LineChart
 from seqloom.core.readable import short
 from seqloom.studies.cache_budget import Load, Served
-from seqloom.studies.decoding import Point
+from seqloom.studies.decoding import HYBRID, TRANSFORMER, Compared
 from seqloom.studies.study import Claim, Table
 
-HYBRID, TRANSFORMER = MODELS = ("hybrid", "transformer")
+MODELS = (HYBRID, TRANSFORMER)
 LONG = 65536
 NEAR = 0.3
 """By how much, as a share, a measured ratio may miss the predicted one where keys and values weigh most."""
@@ -17,34 +17,19 @@ WRITING, READING = "long answers", "long prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Compared):
     """All that was found.
 
     Attributes:
         crossover: tokens after which both models remember as much.
     """
 
-    points: Sequence[Point]
     served: Sequence[Served]
     machine: str
     crossover: int
 
-    def at(self, model: str, context: int) -> Point:
-        return next(point for point in self.points if (point.model, point.context) == (model, context))
-
     def under(self, model: str, load: str) -> Served:
         return next(served for served in self.served if (served.model, served.load) == (model, load))
-
-    @property
-    def contexts(self) -> list[int]:
-        return sorted({point.context for point in self.points})
-
-    def gain(self, context: int) -> float:
-        """How many times longer the Transformer takes for a token than the hybrid."""
-        return self.at(TRANSFORMER, context).seconds / self.at(HYBRID, context).seconds
-
-    def predicted_gain(self, context: int) -> float:
-        return self.at(TRANSFORMER, context).step_bytes / self.at(HYBRID, context).step_bytes
 
     def throughput_gain(self, load: str) -> float:
         return self.under(HYBRID, load).tokens_per_second / self.under(TRANSFORMER, load).tokens_per_second

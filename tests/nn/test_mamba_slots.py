@@ -74,7 +74,7 @@ class Mixing:
         picked = [self._projected[s, list(p)] for s, p in zip(sequences, places, strict=True)]
         xbc, dt = torch.stack(picked).split([self.mixer.conv_channels, self.mixer.heads], -1)
         m = self.mixer
-        view = store.rows(first, len(sequences), None, guessed=guessed)
+        view = store.rows(first, len(sequences), guessed=guessed)
         return view.mix(xbc, dt, m.conv1d.weight[:, 0], m.conv1d.bias, m.dt_bias, m.A_log, m.D)
 
     def alone(self, sequence: int, length: int = LENGTH) -> tuple[Tensor, MambaSlots]:
@@ -173,9 +173,9 @@ def test_a_step_of_the_whole_layer_has_the_bits_of_its_parts() -> None:
     start = 0
     for tokens, guessed in ((1, False), (4, True), (3, True), (1, False)):
         piece = x[:, start : start + tokens].contiguous()
-        y = few_tokens(norm, mixer, piece, one.rows(0, 3, None, guessed=guessed))
+        y = few_tokens(norm, mixer, piece, one.rows(0, 3, guessed=guessed))
         assert y is not None
-        assert torch.equal(y, piece + mixer(norm(piece), None, other.rows(0, 3, None, guessed=guessed)))
+        assert torch.equal(y, piece + mixer(norm(piece), None, other.rows(0, 3, guessed=guessed)))
         if guessed:
             for store in (one, other):
                 store.keep(0, [1, 2, 3])

@@ -132,7 +132,7 @@ def test_guesses_that_do_not_count_are_written_over(format: KVFormat) -> None:
                 for row, (length, count) in enumerate(zip(lengths, accepted, strict=True))
             ]
         )
-        y = layer(call, None, store.rows(0, 2, PageTables(tables.pages, torch.tensor(lengths)), guessed=True))[0]
+        y = layer(call, None, store.rows(0, 2, PageTables(tables.pages, torch.tensor(lengths))))[0]
         store.keep(0, accepted)
         for row, (length, count) in enumerate(zip(lengths, accepted, strict=True)):
             parts.append(torch.equal(y[row, :count], plain[row, length : length + count]))

@@ -53,7 +53,7 @@ class ToySlots:
         self.states = torch.full((rows, D), torch.nan)
         self.trail: Tensor | None = None
 
-    def rows(self, first: int, count: int, tables: Any, guessed: bool) -> "SlotRows":
+    def rows(self, first: int, count: int, guessed: bool) -> "SlotRows":
         assert self.trail is None, "keep comes first"
         return SlotRows(self, slice(first, first + count), guessed)
 

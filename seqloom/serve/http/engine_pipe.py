@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-import struct
 import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from seqloom.data.template_worker import HEADER, frame
+
 Message = dict[str, Any]
 
-_HEADER = struct.Struct(">I")
 _PATIENCE = 2.0  # seconds, for a process that was asked to end
 
 
@@ -42,8 +42,7 @@ class EnginePipe(asyncio.SubprocessProtocol):
     def send(self, message: Message) -> None:
         """To a process that is gone nothing is sent."""
         if not self._to_process.is_closing():
-            data = json.dumps(message).encode("ascii")
-            self._to_process.write(_HEADER.pack(len(data)) + data)
+            self._to_process.write(frame(message))
 
     def kill(self) -> None:
         if not self._ended.done():
@@ -66,9 +65,9 @@ class EnginePipe(asyncio.SubprocessProtocol):
         held = self._held
         held += cast(bytes, data)
         place = 0
-        while len(held) - place >= _HEADER.size:
-            begin = place + _HEADER.size
-            end = begin + _HEADER.unpack_from(held, place)[0]
+        while len(held) - place >= HEADER.size:
+            begin = place + HEADER.size
+            end = begin + HEADER.unpack_from(held, place)[0]
             if len(held) < end:
                 break
             message, place = json.loads(held[begin:end]), end

@@ -176,6 +176,9 @@ class FakeEngine:
         self._count()
         return done
 
+    def compile(self, grammar: object) -> None:
+        """There is none that it would keep to."""
+
     def cancel(self, request: FakeRequest) -> None:
         for rows in (self._running, self._waiting):
             if request in rows:

@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,11 @@ def engine() -> Engine:
 class Pipes:
     """A worker in a thread, asked as the front asks it."""
 
-    def __init__(self, engine: Engine, compile: Callable[[Grammar], object]) -> None:
+    def __init__(self, engine: Engine) -> None:
         (into, self._to), (self._from, out) = (tuple(os.pipe()) for _ in range(2))
         self._source, self._sink = os.fdopen(self._from, "rb"), os.fdopen(self._to, "wb")
         self._ends = os.fdopen(into, "rb"), os.fdopen(out, "wb")
-        self._thread = threading.Thread(target=Worker(engine, *self._ends, compile).run)
+        self._thread = threading.Thread(target=Worker(engine, *self._ends).run)
         self._thread.start()
 
     def submit(self, identity: int, prompt: list[int], grammar: tuple[str, str] | None, **sampling: Any) -> None:
@@ -94,7 +94,7 @@ class Pipes:
 
 def neighbours(engine: Engine, forms: dict[str, tuple[str, str]]) -> tuple[list[list[Any]], dict[str, str]]:
     """What two plain requests are answered while forms are asked for beside them, and how the answers of those end."""
-    pipes, answers, ends = Pipes(engine, engine.compile), [[] for _ in PROMPTS], {}
+    pipes, answers, ends = Pipes(engine), [[] for _ in PROMPTS], {}
     try:
         for identity, prompt in enumerate(PROMPTS):
             pipes.submit(identity, prompt, None, max_tokens=TOKENS, logprobs=1, ignore_eos=True)
@@ -127,15 +127,16 @@ def test_hostile_forms_change_nothing_beside_them(engine: Engine) -> None:
 
 
 @pytest.mark.full
-def test_no_token_waits_for_a_grammar(engine: Engine) -> None:
-    begun, gate = threading.Event(), threading.Event()
+def test_no_token_waits_for_a_grammar(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate, compile = threading.Event(), threading.Event(), engine.compile
 
     def slowly(grammar: Grammar) -> None:
         begun.set()
         assert gate.wait(20)
-        engine.compile(grammar)
+        compile(grammar)
 
-    pipes, order = Pipes(engine, slowly), []
+    monkeypatch.setattr(engine, "compile", slowly)
+    pipes, order = Pipes(engine), []
     try:
         for identity in (1, 2):
             pipes.submit(identity, [1, 33, 44], ("regex", "a{3}"), max_tokens=6)
