@@ -1,10 +1,11 @@
-"""The Triton kernels on a CUDA device: gates first, then times, then training steps; one command, under eight minutes.
+"""The Triton kernels on a CUDA device: gates first, then times, then training and decode steps; one command.
 
     python -m benchmarks gpu --out benchmarks/results/gpu_h100_2026-11-28.jsonl
     python -m benchmarks gpu --only 'trial-*'
 
 gate-OP-FORMAT   the op beside its reference in FP64, and run twice: see gpu_gates.py
 OP-SIZES         forward and backward in BF16 beside our torch form, plain torch forms, and torch.compile of the first
+serve-...        the engine's decode steps, recorded beside single calls and transformers: see gpu_serve.py
 step-MODEL       a training step (forward, backward, AdamW) with the kernels and without; FLOP/s and peak memory
 trial-KERNEL     a kernel under other launch options, within its op; only where named, to settle those in `ops/triton`
 precision-...    units for FP8 beside emulation and BF16, and a comparison of recipes; only where named, see
@@ -24,7 +25,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_gates, gpu_precision, op_cases
+from benchmarks import gpu_gates, gpu_precision, gpu_serve, op_cases
 from benchmarks.case import Case, Line, NotHere
 from benchmarks.ceiling import least_seconds
 from benchmarks.models import build, parameters, training_flops
@@ -108,6 +109,7 @@ def cases(options: Namespace) -> list[Case]:
         ),
         *(Case("-".join([make.__name__, *map(str, sizes)]), partial(time, make, sizes)) for make, sizes in SHAPES),
         *(Case(f"step-{model}", partial(step, model)) for model in MODELS),
+        *gpu_serve.cases(MODELS, copy_rate),
         *(Case(f"trial-{kernel.strip('_')}", partial(trial, kernel), when_named=True) for kernel in TRIALS),
         *gpu_precision.cases(),
     ]

@@ -126,6 +126,30 @@ def gated_cross_entropy() -> Gated:
     )
 
 
+def gated_paged_attention() -> Gated:
+    """Three tokens of rows that end around borders of pages; what no row has is not a number."""
+    from seqloom.ops.paged_attention import Pages, paged_attention, paged_attention_reference
+
+    B, H, G, T, K, S, N = 5, 6, 2, 3, 80, 32, 40
+    lengths, tables = torch.tensor([0, 29, 30, 150, 61]), torch.randperm(N)[:35].view(B, 7).int()
+    unused = torch.ones(N, S, dtype=torch.bool)
+    for row, length in enumerate(lengths.tolist()):
+        for place in range(length + T):
+            unused[tables[row, place // S], place % S] = False
+    keys = torch.randn(N, G, K, S).masked_fill(unused[:, None, None], torch.nan)
+    values = torch.randn(N, G, S, K).masked_fill(unused[:, None, :, None], torch.nan)
+
+    @torch.no_grad()
+    def kernel(q: Tensor, keys: Tensor, values: Tensor) -> Any:
+        return paged_attention(q, Pages(keys, values), tables, lengths)
+
+    @torch.no_grad()
+    def reference(q: Tensor, keys: Tensor, values: Tensor) -> Any:
+        return paged_attention_reference(q, Pages(keys, values), tables, lengths)
+
+    return Gated("paged_attention", kernel, reference, (torch.randn(B, H, T, K), keys, values), (0, 1, 2))
+
+
 GATED: dict[str, Callable[[], Gated]] = {
     "ssd": gated_ssd,
     "ssd_odd": gated_ssd_odd,
@@ -133,6 +157,7 @@ GATED: dict[str, Callable[[], Gated]] = {
     "norm": gated_norm,
     "experts": gated_experts,
     "cross_entropy": gated_cross_entropy,
+    "paged_attention": gated_paged_attention,
 }
 
 
@@ -157,10 +182,12 @@ def gate(gated: Gated, format: str) -> Line:
 
 
 def results(function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
-    """Outputs, and gradients under random weights."""
+    """Outputs, and gradients under random weights where there are any."""
     leaves = [value.detach().clone().requires_grad_() for value in inputs]
     outputs = function(*leaves)
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    if not outputs[0].requires_grad:
+        return outputs
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(y.shape, generator=generator, device="cpu").to(y) for y in outputs]
     return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, weights)]

@@ -20,7 +20,7 @@ from benchmarks.child import ROOT
 from benchmarks.pairing import OURS, in_turns, plain, short
 
 TESTS = ROOT / "tests"
-ENGINE = "engine alone"
+ENGINE, CHAT = "engine alone", "chat"
 REQUESTS, TOKENS = 100, 2000
 _FRONT = """
 import sys
@@ -35,8 +35,9 @@ with serving(folder, places=8, rows=4) as server:
 
 
 def request_cost(folder: Path, repeats: int) -> Line:
-    """Seconds of a whole completion of one token."""
+    """Seconds of a whole completion of one token, and of one in a chat, whose template is rendered first."""
     body = {"prompt": [1, 5, 6, 7], "max_tokens": 1}
+    chat = {"messages": [{"role": "user", "content": "Say something nice."}], "max_tokens": 1}
 
     def many(ask: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
@@ -47,8 +48,15 @@ def request_cost(folder: Path, repeats: int) -> Line:
 
     with _server(folder) as (wire, front), _engine(folder) as answer:
         over_http = _counted(many(lambda: _whole(wire, body)), front)
-        line = in_turns({OURS: over_http, ENGINE: plain(many(lambda: answer(1)))}, repeats, REQUESTS)
-    return _with_overhead(line, over_http, REQUESTS)
+        sides = {
+            OURS: over_http,
+            CHAT: plain(many(lambda: _whole(wire, chat, "/v1/chat/completions"))),
+            ENGINE: plain(many(lambda: answer(1))),
+        }
+        line = _with_overhead(in_turns(sides, repeats, REQUESTS), over_http, REQUESTS)
+    seconds = {name: quartiles[1] for name, quartiles in line["seconds"].items()}
+    line["figures"]["chat_overhead_microseconds"] = short(1e6 * (seconds[CHAT] - seconds[ENGINE]))
+    return line
 
 
 def token_cost(folder: Path, repeats: int) -> Line:
@@ -90,8 +98,8 @@ def _with_overhead(line: Line, over_http: _Counted, units: int) -> Line:
     }
 
 
-def _whole(wire: Any, body: dict[str, Any]) -> None:
-    told = wire.ask("POST", "/v1/completions", json.dumps(body).encode())
+def _whole(wire: Any, body: dict[str, Any], path: str = "/v1/completions") -> None:
+    told = wire.ask("POST", path, json.dumps(body).encode())
     assert told.status == 200, told
 
 

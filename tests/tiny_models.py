@@ -6,7 +6,9 @@ import dataclasses
 import torch
 from torch import nn
 
+from seqloom.nn.layer import Memory
 from seqloom.nn.sigma_reparam import advance
+from seqloom.numerics.precision import dtype_of
 from seqloom.systems.hybrid_lm.config import (
     AttentionConfig,
     HybridConfig,
@@ -105,3 +107,9 @@ class Nothing:
 
     def decode(self, ids):
         return ""
+
+
+def draft_states(model: HybridLM, batch: int) -> list[Memory | None]:
+    """Empty memory of the prediction block alone, for `draft`."""
+    dtype = dtype_of(model.format)
+    return [layer.new_state(batch, dtype, model.mtp.state_formats) for layer in model.mtp.layers]

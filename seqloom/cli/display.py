@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from seqloom.core.readable import duration, size
+from seqloom.numerics.decision_table import decision_lines
 from seqloom.train.observer import Observer, StartReport
 
 
@@ -99,6 +100,7 @@ def start_lines(report: StartReport) -> list[str]:
     )
     if report.precision:
         lines.append(f"recipe {report.run.precision.recipe}: {report.precision}")
+        lines += [f"  {line}" for line in decision_lines(report.formats)]
     if report.first_step:
         done = report.first_step == report.run.train.steps
         lines.append("already trained to its last step" if done else f"going on after step {report.first_step}")

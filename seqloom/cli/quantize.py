@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
 def quantize(
     run: tyro.conf.Positional[Path],
     *,
-    out: Path,
+    out: Path | None = None,
     recipe: Recipe = "nvfp4",
     calibrate: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = (),
     rows: int = 64,
@@ -34,13 +34,13 @@ def quantize(
     """Quantize a trained model: calibrate, choose formats, write a folder that vLLM or transformers reads, and tell
     what it costs: the error of every layer, and the loss before and after.
 
-    Example: seqloom quantize runs/demo --out demo-nvfp4 --recipe nvfp4
+    Example: seqloom quantize runs/demo --recipe nvfp4 --budget-bits 4.75
 
-    Example: seqloom quantize runs/demo --out demo-mixed --recipe nvfp4 --budget-bits 4.75 --weights four_over_six
+    Example: seqloom quantize runs/demo --out demo-fp8 --recipe fp8 --kv-cache fp8
 
     Args:
         run: a run folder (its newest whole step is taken) or a model folder.
-        out: new model folder.
+        out: new model folder; by default beside the other, as PATH-RECIPE.
         recipe: one format for all linear layers that are not kept (fp8; nvfp4 with activations in NVFP4 too;
             nvfp4_w4a16 with weights alone), or mixed: experts and MLPs in NVFP4, the others in FP8.
         calibrate: text to calibrate on, a held-back part of it to measure on, instead of that of the run:
@@ -75,6 +75,7 @@ def quantize(
     )
     from seqloom.quantize.run import quantize as quantize_folder
 
+    out = out or run.parent / f"{run.resolve().name}-{recipe}"
     with Display(Console(stderr=True)) as display:
         report = quantize_folder(run, out, config, read_sources(calibrate), display.on_prepare)
     if as_json:

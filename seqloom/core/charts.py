@@ -87,6 +87,7 @@ class Axis:
         places = self._places(np.asarray(values, dtype=np.float64))
         places = places[np.isfinite(places)]
         low, high = (float(places.min()), float(places.max())) if len(places) else (0.0, 1.0)
+        self._whole = not log and high - low >= 2 and bool((places == places.round()).all())  # nothing lies between
         if high - low < 1e-9 * max(abs(low), abs(high), 1e-30):  # a single value
             spread = 0.3 if log else abs(low) * 0.1 or 0.5
             low, high = low - spread, high + spread
@@ -103,6 +104,7 @@ class Axis:
         low, high = self._low, self._high
         if not self.log:
             values = _round_steps(low, high, count)
+            values = [value for value in values if not self._whole or abs(value - round(value)) < 1e-9]
         elif high - low > 1.5:
             stride = math.ceil((high - low) / (count + 1))
             values = [10.0**power for power in range(math.ceil(low), math.floor(high) + 1) if power % stride == 0]

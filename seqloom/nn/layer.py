@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqloom.nn.attention import Attention
-from seqloom.nn.cache import PageStore, Room, SlotStore
 from seqloom.nn.mamba2 import Mamba2
 from seqloom.nn.mamba_slots import MambaRows
 from seqloom.nn.mlp import Mlp
@@ -24,6 +23,7 @@ from seqloom.nn.stability import PLAIN, Stability
 from seqloom.nn.state import KVState, MambaState
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.nn.step import MOST_ROWS, few_tokens
+from seqloom.nn.stores import PageStore, Room, SlotStore
 
 Memory = KVState | MambaState | NarrowMambaState | PagedRows | MambaRows
 """What a mixer may remember: a memory of its own, or rows of an engine's."""

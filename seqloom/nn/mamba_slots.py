@@ -12,7 +12,6 @@ Papers: Mamba-2; replay as TensorRT-LLM and SGLang do it.
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from seqloom.core.seeds import derive
 from seqloom.nn.narrow import Narrow, narrow, rounding_noise, stochastic, widen
+from seqloom.nn.right_aligned import shifted, where_held
 from seqloom.nn.state_formats import StateFormats
 from seqloom.ops.causal_conv import causal_conv
 from seqloom.ops.kernels import chosen
@@ -49,16 +49,12 @@ class SlotShape(NamedTuple):
 class SavedSlot(NamedTuple):
     """A copy of one row's memory."""
 
-    window: Float[Tensor, "V+K C"]
-    guesses: Float32[Tensor, "K H"]
+    window: Float[Tensor, "V+A C"]
+    guesses: Float32[Tensor, "A H"]
+    pending: Int64[Tensor, ""]
+    position: Int64[Tensor, ""]
     codes: Tensor
     scales: Float32[Tensor, "H P _"] | None
-    pending: int
-    position: int
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self[:4] if part is not None)
 
 
 class MambaSlots:
@@ -84,55 +80,49 @@ class MambaSlots:
         # A row is cleared or loaded before its first use, so memory that nobody uses is never touched.
         self.window = torch.empty(rows, shape.taps - 1 + ahead, shape.channels, dtype=dtype, device=device)
         self.guesses = torch.empty(rows, ahead, shape.heads, device=device)
-        self.pending: Int64[Tensor, "R"] = torch.zeros(rows, dtype=torch.int64)  # on the CPU: they steer Python code
-        self.positions: Int64[Tensor, "R"] = torch.zeros(rows, dtype=torch.int64)
+        self.pending: Int64[Tensor, "R"] = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions: Int64[Tensor, "R"] = torch.zeros(rows, dtype=torch.int64, device=device)
         states = (shape.heads, shape.head_width, shape.state_width)
         codes, scales = self.rounded(torch.empty(0, *states, device=device), self.positions[:0])
         self.codes = torch.empty(rows, *states, dtype=codes.dtype, device=device)
         self.scales = None if scales is None else torch.empty(rows, *scales.shape[1:], device=device)
         self._native: Any = None
 
-    def rows(self, first: int, count: int, guessed: bool = False) -> "MambaRows":
+    def rows(self, first: int, count: int, guessed: bool = False, behind: int | None = None) -> "MambaRows":
         """A view for calls on rows first, first + 1, ...
 
         Args:
             guessed: all tokens of a call but the first of each row are guesses; `keep` says which count.
+            behind: no row has more guesses to catch up with; None asks them, which stalls a GPU.
         """
-        return MambaRows(self, first, count, guessed)
+        return MambaRows(self, first, count, guessed, behind)
 
     def clear(self, row: int) -> None:
         """Forget everything of a row."""
-        for part in self._parts:
+        for part in self.parts:
             part[row].zero_()
 
     def move(self, source: int, target: int) -> None:
         """Give a row's memory to another row."""
-        for part in self._parts:
+        for part in self.parts:
             part[target] = part[source]
 
     def save(self, row: int) -> SavedSlot:
         """A copy of a row's memory, for `load`."""
-        pending, reach = int(self.pending[row]), self.shape.taps - 1
-        return SavedSlot(
-            self.window[row, : reach + pending].clone(),
-            self.guesses[row, :pending].clone(),
-            self.codes[row].clone(),
-            None if self.scales is None else self.scales[row].clone(),
-            pending,
-            int(self.positions[row]),
-        )
+        scales = None if self.scales is None else self.scales[row].clone()
+        window, guesses, pending, position, codes = (part[row].clone() for part in self.parts[:5])
+        return SavedSlot(window, guesses, pending, position, codes, scales)
 
     def load(self, row: int, saved: SavedSlot) -> None:
         """Make a row what another, or it, was when it was saved."""
-        self.window[row, : len(saved.window)] = saved.window
-        self.guesses[row, : saved.pending] = saved.guesses
-        self.put(slice(row, row + 1), Narrow(saved.codes, saved.scales))
-        self.pending[row], self.positions[row] = saved.pending, saved.position
+        for part, mine in zip(self.parts, saved, strict=False):
+            if mine is not None:
+                part[row] = mine
 
     def keep(self, first: int, accepted: list[int]) -> None:
         """After a guessed call on rows first, first + 1, ...: so many of each row's tokens count, the first always."""
         assert all(1 <= count <= 1 + self.ahead for count in accepted), (accepted, self.ahead)
-        self.pending[first : first + len(accepted)] = torch.tensor(accepted) - 1
+        self.pending[first : first + len(accepted)] = torch.tensor(accepted, device=self.pending.device) - 1
 
     @property
     def ahead(self) -> int:
@@ -141,7 +131,7 @@ class MambaSlots:
     @property
     def nbytes(self) -> int:
         """Of all slots."""
-        return sum(part.nbytes for part in self._parts)
+        return sum(part.nbytes for part in self.parts)
 
     @property
     def native(self) -> Any:
@@ -167,16 +157,16 @@ class MambaSlots:
             self.scales[rows] = states.scales
 
     @property
-    def _parts(self) -> tuple[Tensor, ...]:
+    def parts(self) -> tuple[Tensor, ...]:
         parts = (self.window, self.guesses, self.pending, self.positions, self.codes)
         return parts if self.scales is None else (*parts, self.scales)
 
 
 class MambaRows:
-    """Some rows' memory during a call, which leaves there what it has met."""
+    """Some rows' memory during a call, which leaves there what it has met; arguments as in `MambaSlots.rows`."""
 
-    def __init__(self, slots: MambaSlots, first: int, count: int, guessed: bool) -> None:
-        self.slots, self.first, self.count, self.guessed = slots, first, count, guessed
+    def __init__(self, slots: MambaSlots, first: int, count: int, guessed: bool, behind: int | None) -> None:
+        self.slots, self.first, self.count, self.guessed, self.behind = slots, first, count, guessed, behind
 
     def mix(
         self,
@@ -199,19 +189,10 @@ class MambaRows:
             return mamba_mix(xbc, dt, *weights, slots.native, self.first, self.guessed)
         if not xbc.numel():
             return xbc.new_empty(*xbc.shape[:2], slots.shape.inner)
-        return torch.cat([self._mix_alike(rows, xbc, dt, *weights) for rows in self._alike()])
+        return self._mix(xbc, dt, *weights)
 
-    def _alike(self) -> Iterator[slice]:
-        """Runs of rows, of this call, that have equally many guesses to catch up with."""
-        start = 0
-        for _, run in groupby(self.slots.pending[self.first : self.first + self.count].tolist()):
-            stop = start + len(list(run))
-            yield slice(start, stop)
-            start = stop
-
-    def _mix_alike(
+    def _mix(
         self,
-        rows: slice,
         xbc: Float[Tensor, "B T C"],
         dt: Float[Tensor, "B T H"],
         taps: Float[Tensor, "C W"],
@@ -219,16 +200,18 @@ class MambaRows:
         dt_bias: Float[Tensor, "H"],
         a_log: Float[Tensor, "H"],
         skip: Float[Tensor, "H"],
-    ) -> Float[Tensor, "R T I"]:
-        """`mix` of rows of this call that have as many guesses to catch up with."""
-        slots, shape = self.slots, self.slots.shape
+    ) -> Float[Tensor, "B T I"]:
+        """The portable form: rows laid out as in `nn.right_aligned`."""
+        slots, shape, mine = self.slots, self.slots.shape, slice(self.first, self.first + self.count)
+        window, guesses, pending, positions = (part[mine] for part in slots.parts[:4])
+        behind = int(pending.max()) if self.behind is None else self.behind
+        empty = behind - pending  # columns of each row that hold nothing
         reach, fresh = shape.taps - 1, xbc.shape[1]
-        mine = slice(self.first + rows.start, self.first + rows.stop)
-        window, guesses, positions = slots.window[mine], slots.guesses[mine], slots.positions[mine]
-        pending = int(slots.pending[mine][0])
-        kept = pending + (1 if self.guessed else fresh)  # of all tokens, those whose state is stored
-        inputs = torch.cat([window[:, : reach + pending], xbc[rows]], 1)
-        steps = torch.cat([guesses[:, :pending], dt[rows].float()], 1)
+        kept = behind + (1 if self.guessed else fresh)  # of all columns, those whose state is stored
+        known, steps = shifted(window, reach + behind, empty), shifted(guesses, behind, empty)
+        held = torch.arange(behind, device=xbc.device) >= empty[:, None]
+        steps = torch.cat([torch.where(held[..., None], steps, -torch.inf), dt.float()], 1)
+        inputs = torch.cat([known, xbc], 1)
         mixed, _ = causal_conv(inputs[:, reach:], taps, bias, inputs[:, :reach])
         u, b, c = mixed.split((shape.inner, *[shape.groups * shape.state_width] * 2), -1)
         u = u.unflatten(-1, (shape.heads, -1))
@@ -236,22 +219,22 @@ class MambaRows:
         scan = partial(ssd, a=-torch.exp(a_log.float()), chunk=shape.chunk, dt_bias=dt_bias, skip=skip)
         state = Narrow(slots.codes[mine], None if slots.scales is None else slots.scales[mine])
         outputs = []
-        for at in self._spans(kept, pending + fresh):
+        for at in self._spans(kept, behind + fresh):
             y, ssm = scan(x=u[:, at], dt=steps[:, at], b=b[:, at], c=c[:, at], state=widen(state))
-            state = slots.rounded(ssm, positions + at.stop)
+            after = slots.rounded(ssm, positions + at.stop - empty)
+            state = after if at.stop > behind or slots.format == "fp32" else where_held(at.stop > empty, after, state)
             outputs.append(y)
             if at.stop == kept:
                 slots.put(mine, state)
-        wrong = pending + fresh - kept
-        window[:, : reach + wrong] = inputs[:, kept:]
-        guesses[:, :wrong] = steps[:, kept:]
-        slots.pending[mine] = 0
-        positions += kept
-        return torch.cat(outputs, 1)[:, pending:].flatten(-2)
+        window[:, : reach + behind + fresh - kept] = inputs[:, kept:]
+        guesses[:, : behind + fresh - kept] = steps[:, kept:]
+        positions += kept - empty
+        pending.zero_()
+        return torch.cat(outputs, 1)[:, behind:].flatten(-2)
 
-    def _spans(self, kept: int, tokens: int) -> Iterator[slice]:
-        """Tokens that the scan takes at once: one after the other where the state is rounded between them."""
-        ends = (kept, tokens) if self.slots.format == "fp32" else range(1, tokens + 1)
+    def _spans(self, kept: int, columns: int) -> Iterator[slice]:
+        """Columns that the scan takes at once: one after the other where the state is rounded between them."""
+        ends = (kept, columns) if self.slots.format == "fp32" else range(1, columns + 1)
         start = 0
         for end in ends:
             if end > start:

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqloom.nn.cache import PageStore, Room, SlotStore
 from seqloom.nn.layer import Layer, Memory, Stack
 from seqloom.nn.linear import Linear
 from seqloom.nn.moe import Routing
 from seqloom.nn.norm import RMSNorm
+from seqloom.nn.stack_step import few_tokens_of_rows
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
+from seqloom.nn.stores import PageStore, Room, SlotStore
 from seqloom.numerics.precision import Format, dtype_of
 
 
@@ -35,11 +36,6 @@ class MtpBlock(nn.Module):
         layers[-1].final_layernorm = RMSNorm(width, eps)
         self.format: Format = "fp32"  # of what its attention remembers
         self.state_formats: StateFormats = AS_COMPUTED
-
-    def new_states(self, batch: int) -> list[Memory | None]:
-        """Empty memory for drafting."""
-        dtype, formats = dtype_of(self.format), self.state_formats
-        return [layer.new_state(batch, dtype, formats, f"mtp.{index}") for index, layer in enumerate(self.layers)]
 
     def new_stores(self, room: Room) -> list[PageStore | SlotStore | None]:
         """Empty memory for drafting in all rows of an engine."""
@@ -61,6 +57,10 @@ class MtpBlock(nn.Module):
         first: Any = self.layers[0]
         last: Any = self.layers[-1]
         x = first.eh_proj(torch.cat([first.enorm(embedded), first.hnorm(hidden)], dim=-1)).to(hidden.dtype)
+        if states is not None and documents is None:
+            y = few_tokens_of_rows(self.layers, last.final_layernorm, x, states)
+            if y is not None:
+                return y, []
         routings: list[Routing] = []
         for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
             x, routing = layer(x, documents, state)

@@ -84,10 +84,12 @@ def rounding_noise(key: int, positions: Int64[Tensor, "B"], shape: torch.Size, d
 
     Args:
         key: 64 bits.
-        positions: tokens that each row has seen; on the CPU.
+        positions: tokens that each row has seen.
         shape: H P N.
     """
-    places, row = positions.unique(return_inverse=True)  # rows of one position share their bits, and the work
+    places, row = positions, torch.arange(len(positions), device=device)
+    if positions.is_cpu:  # elsewhere a shape that depends on data would stall
+        places, row = positions.unique(return_inverse=True)  # rows of one position share their bits, and the work
     groups = -(-shape.numel() // _PER_COUNTER)
     place = places.to(device).repeat_interleave(groups)
     group = torch.arange(groups, device=device).repeat(len(places))

@@ -21,12 +21,12 @@ _LEAST_TOKENS, _BLOCK = 16, 256  # of a page, for whole vectors, and those of at
 
 
 class PageTables(NamedTuple):
-    """Where the rows of one call lie.
+    """Where the rows of one call lie; on the device of the pages.
 
     Attributes:
         pages: of each row in order, with those for the tokens of this call; more columns mean nothing. On the CPU,
             contiguous.
-        lengths: tokens each row had before this call; on the CPU.
+        lengths: tokens each row had before this call.
     """
 
     pages: Int32[Tensor, "B P"]
@@ -72,6 +72,7 @@ class PagedKV:
     ) -> None:
         """
         Args:
+            pages: that rows hold; one more, the last, is for rows that nobody reads.
             dtype: of the activations.
             k_scale, v_scale: of keys and values in FP8.
         Raises:
@@ -84,8 +85,8 @@ class PagedKV:
         if format == "fp8":
             stored, scales = torch.uint8, (k_scale, v_scale)
         # Memory that no row has used yet costs nothing, and what is in it is never read.
-        keys = torch.empty(pages, kv_heads, head_width, page_tokens, dtype=stored, device=device)
-        values = torch.empty(pages, kv_heads, page_tokens, head_width, dtype=stored, device=device)
+        keys = torch.empty(pages + 1, kv_heads, head_width, page_tokens, dtype=stored, device=device)
+        values = torch.empty(pages + 1, kv_heads, page_tokens, head_width, dtype=stored, device=device)
         self._pages = Pages(keys, values, *scales)
 
     def rows(self, first: int, count: int, tables: PageTables) -> PagedRows:

@@ -1,4 +1,4 @@
-"""What a layer is made of, looked at once, so that a token need not look again: only whether it is still the same.
+"""What a layer, or a stack of them, is made of, looked at once, so that a token only asks whether it is still the same.
 
 A part has changed when another module or parameter stands in its place, when its class, a setting or the place of its
 numbers is another one, or when somebody listens to it. Numbers may change where they are, since they are read anew for
@@ -10,12 +10,15 @@ from ctypes import string_at
 
 from torch import Tensor, nn
 
-_SETTINGS = ("format", "eps", "shaping", "weight", "up_proj", "down_proj")
-"""Plain attributes that a layer's result depends on, as packed weights are."""
+_SETTINGS = (
+    *("format", "eps", "shaping", "weight", "up_proj", "down_proj", "layer_scale"),
+    *("top_k", "expert_groups", "top_groups", "normalize", "scaling"),
+)
+"""Plain attributes that a layer's result depends on, as packed weights and a router's rule are."""
 
 
 class Parts:
-    """The modules of a layer, their parameters and settings.
+    """The modules of a layer, or of a stack in the mixer's place, their parameters and settings.
 
     Args:
         copied: parameters whose numbers are remembered in another form, in memory of the CPU.

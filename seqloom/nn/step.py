@@ -9,7 +9,7 @@ A layer is examined once, and made ready; from then on a token asks only whether
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,6 +31,9 @@ from seqloom.nn.parts import Parts
 from seqloom.nn.state import KVState, MambaState
 from seqloom.numerics.precision import Format
 from seqloom.ops.kernels import is_invariant, override, plain, table
+
+if TYPE_CHECKING:
+    from seqloom.ops.native.stack_step import Told
 
 MOST_ROWS = 32
 """Tokens of all rows together; more are products of matrices, not of vectors."""
@@ -57,22 +60,29 @@ Step = Callable[[Tensor, State], Tensor | None]
 """From x and what the layer remembers to x + mixer(norm(x)), unless that state is none of its business."""
 
 
-class _Fit(NamedTuple):
-    """A layer's short way, and the parameters that it has copies of."""
+class Fit(NamedTuple):
+    """A layer's short way.
+
+    Attributes:
+        step: of this layer alone.
+        copied: parameters that it has copies of.
+        told: what a call of all layers is told of this one (`nn.stack_step`), for a state of an engine.
+    """
 
     step: Step
     copied: list[Tensor]
+    told: Callable[[State], "Told | None"]
 
 
-class _Ready(NamedTuple):
+class Ready(NamedTuple):
     """A layer that was found fit for the short way, as it was then."""
 
     dtype: torch.dtype
     parts: Parts
-    step: Step
+    fit: Fit
 
 
-_ready_layers: WeakKeyDictionary[nn.Module, _Ready] = WeakKeyDictionary()
+_ready_layers: WeakKeyDictionary[nn.Module, Ready] = WeakKeyDictionary()
 """By mixer."""
 
 
@@ -80,19 +90,28 @@ def few_tokens(
     norm: nn.Module, mixer: nn.Module, x: Float[Tensor, "B T D"], state: State
 ) -> Float[Tensor, "B T D"] | None:
     """x + mixer(norm(x)), advancing the state; None where the modules have to do it."""
-    batch, tokens, _ = x.shape
-    if not 0 < batch * tokens <= MOST_ROWS or tokens > MOST_TOKENS or not _undisturbed(x):
+    if not are_few(x) or not undisturbed(x):
         return None
+    ready = ready_layer(norm, mixer, x.dtype)
+    return None if ready is None else ready.fit.step(x, state)
+
+
+def are_few(x: Float[Tensor, "B T D"]) -> bool:
+    batch, tokens, _ = x.shape
+    return 0 < batch * tokens <= MOST_ROWS and tokens <= MOST_TOKENS
+
+
+def ready_layer(norm: nn.Module, mixer: nn.Module, dtype: torch.dtype) -> Ready | None:
+    """The layer as it is now, made ready; None if it is not fit."""
     ready = _ready_layers.get(mixer)
-    if ready is None or ready.dtype is not x.dtype or not ready.parts.unchanged(norm, mixer):
-        ready = _examine(norm, mixer, x.dtype)
-        if ready is None:
-            return None
-        _ready_layers[mixer] = ready
-    return ready.step(x, state)
+    if ready is None or ready.dtype is not dtype or not ready.parts.unchanged(norm, mixer):
+        ready = _examine(norm, mixer, dtype)
+        if ready is not None:
+            _ready_layers[mixer] = ready
+    return ready
 
 
-def _undisturbed(x: Tensor) -> bool:
+def undisturbed(x: Tensor) -> bool:
     """Whether nobody listens, records or asks for other kernels, and x can be read as it is."""
     return (
         not torch.is_grad_enabled()
@@ -104,11 +123,11 @@ def _undisturbed(x: Tensor) -> bool:
     )
 
 
-def _examine(norm: nn.Module, mixer: nn.Module, dtype: torch.dtype) -> _Ready | None:
+def _examine(norm: nn.Module, mixer: nn.Module, dtype: torch.dtype) -> Ready | None:
     """Make a layer ready, if it is fit for the short way."""
-    if not isinstance(norm, RMSNorm) or not _as_made(RMSNorm, norm):
+    if not isinstance(norm, RMSNorm) or not as_made(RMSNorm, norm):
         return None
-    found: _Fit | None = None
+    found: Fit | None = None
     if type(mixer) is Mlp:
         found = _mlp(norm, mixer, dtype)
     elif type(mixer) is MoE:
@@ -117,13 +136,14 @@ def _examine(norm: nn.Module, mixer: nn.Module, dtype: torch.dtype) -> _Ready | 
         found = _mamba(norm, mixer, dtype)
     elif type(mixer) is Attention:
         found = _attention(norm, mixer, dtype)
-    return None if found is None else _Ready(dtype, Parts(norm, mixer, found.copied), found.step)
+    return None if found is None else Ready(dtype, Parts(norm, mixer, found.copied), found)
 
 
-def _mlp(norm: RMSNorm, mixer: Mlp, dtype: torch.dtype) -> _Fit | None:
+def _mlp(norm: RMSNorm, mixer: Mlp, dtype: torch.dtype) -> Fit | None:
     up, down = mixer.up_proj, mixer.down_proj
-    if not (_as_made(Mlp, mixer) and _readable(dtype, (up, down), norm.weight)):
+    if not (as_made(Mlp, mixer) and _readable(dtype, (up, down), norm.weight)):
         return None
+    from seqloom.ops.native.stack_step import mlp_layer
     from seqloom.ops.native.step import MlpWeights, mlp_step
 
     weights = MlpWeights(norm.weight, norm.eps, up.weight, down.weight)
@@ -131,10 +151,10 @@ def _mlp(norm: RMSNorm, mixer: Mlp, dtype: torch.dtype) -> _Fit | None:
     def step(x: Tensor, state: State) -> Tensor | None:
         return mlp_step(x, weights) if state is None else None
 
-    return _Fit(step, weights.copied)
+    return Fit(step, weights.copied, lambda state: mlp_layer(weights) if state is None else None)
 
 
-def _moe(norm: RMSNorm, mixer: MoE, dtype: torch.dtype) -> _Fit | None:
+def _moe(norm: RMSNorm, mixer: MoE, dtype: torch.dtype) -> Fit | None:
     """Only where the modules are invariant too, and without what the router reports, which training alone asks for."""
     gate, experts, shared = mixer.gate, mixer.experts, mixer.shared_experts
     latent = [linear for linear in (mixer.fc1_latent_proj, mixer.fc2_latent_proj) if linear is not None]
@@ -142,15 +162,16 @@ def _moe(norm: RMSNorm, mixer: MoE, dtype: torch.dtype) -> _Fit | None:
     others = [norm.weight, gate.weight, gate.e_score_correction_bias]
     others += [stack for stack in stacks if isinstance(stack, Tensor)]
     if not (
-        _as_made(MoE, mixer)
-        and _as_made(Router, gate)
-        and _as_made(Mlp, shared)
-        and (_as_made(Experts, experts) or _as_made(PackedExperts, experts))
+        as_made(MoE, mixer)
+        and as_made(Router, gate)
+        and as_made(Mlp, shared)
+        and (as_made(Experts, experts) or as_made(PackedExperts, experts))
         and experts.format == _FORMATS[dtype]
         and _readable(dtype, (shared.up_proj, shared.down_proj, *latent), *others)
     ):
         return None
     from seqloom.ops.native.moe_step import MoeWeights, moe_step
+    from seqloom.ops.native.stack_step import moe_layer
 
     single = [gate.weight, *(linear.weight for linear in (shared.up_proj, shared.down_proj, *latent))]
     weights = MoeWeights(norm.weight, norm.eps, single, gate.e_score_correction_bias, *stacks)
@@ -158,22 +179,23 @@ def _moe(norm: RMSNorm, mixer: MoE, dtype: torch.dtype) -> _Fit | None:
     def step(x: Tensor, state: State) -> Tensor | None:
         return moe_step(x, weights, gate.rule) if state is None and is_invariant() else None
 
-    return _Fit(step, weights.copied)
+    return Fit(step, weights.copied, lambda state: moe_layer(weights, gate.rule) if state is None else None)
 
 
-def _mamba(norm: RMSNorm, mixer: Mamba2, dtype: torch.dtype) -> _Fit | None:
+def _mamba(norm: RMSNorm, mixer: Mamba2, dtype: torch.dtype) -> Fit | None:
     into, out, conv, gated = mixer.in_proj, mixer.out_proj, mixer.conv1d, mixer.norm
     mixed = conv.weight, conv.bias, mixer.dt_bias, mixer.A_log, mixer.D, gated.weight
     if not (
-        _as_made(Mamba2, mixer)
-        and _as_made(DepthwiseConv, conv)
-        and _as_made(GatedGroupRMSNorm, gated)
+        as_made(Mamba2, mixer)
+        and as_made(DepthwiseConv, conv)
+        and as_made(GatedGroupRMSNorm, gated)
         and gated.eps == norm.eps
         and conv.weight.dtype == conv.bias.dtype
         and _readable(dtype, (into, out), norm.weight, *mixed)
     ):
         return None
     from seqloom.ops.native.mamba_rows import mamba_rows
+    from seqloom.ops.native.stack_step import mamba_layer
     from seqloom.ops.native.step import MambaWeights, mamba_step
 
     weights = MambaWeights(norm.weight, norm.eps, into.weight, *mixed, out.weight, mixer.groups)
@@ -195,20 +217,26 @@ def _mamba(norm: RMSNorm, mixer: Mamba2, dtype: torch.dtype) -> _Fit | None:
         state.ssm = after
         return y
 
-    return _Fit(step, weights.copied)
+    def told(state: State) -> "Told | None":
+        if isinstance(state, MambaRows) and state.slots.window.dtype == dtype:
+            return mamba_layer(weights, state.slots.native)
+        return None
+
+    return Fit(step, weights.copied, told)
 
 
-def _attention(norm: RMSNorm, mixer: Attention, dtype: torch.dtype) -> _Fit | None:
+def _attention(norm: RMSNorm, mixer: Attention, dtype: torch.dtype) -> Fit | None:
     projections = mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj
     if not (
-        _as_made(Attention, mixer)
-        and _as_made(nn.Identity, mixer.q_norm, mixer.k_norm, mixer.v_norm)
+        as_made(Attention, mixer)
+        and as_made(nn.Identity, mixer.q_norm, mixer.k_norm, mixer.v_norm)
         and mixer.shaping.cap is None
         and mixer.shaping.clip is None
         and _readable(dtype, projections, norm.weight)
     ):
         return None
     from seqloom.ops.native.paged_step import paged_attention_step
+    from seqloom.ops.native.stack_step import attention_layer
     from seqloom.ops.native.step import AttentionWeights, attention_step
 
     scale = mixer.shaping.inverse_temperature / mixer.head_width**0.5
@@ -222,10 +250,13 @@ def _attention(norm: RMSNorm, mixer: Attention, dtype: torch.dtype) -> _Fit | No
             return attention_step(x, weights, *state.extend(x.shape[1]))
         return None
 
-    return _Fit(step, weights.copied)
+    def told(state: State) -> "Told | None":
+        return attention_layer(weights, state.stored) if isinstance(state, PagedRows) else None
+
+    return Fit(step, weights.copied, told)
 
 
-def _as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
+def as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
     """Whether modules are of this very class, and nobody listens to them."""
     for module in modules:
         if type(module) is not kind or module._forward_hooks or module._forward_pre_hooks:
@@ -237,7 +268,7 @@ def _readable(dtype: torch.dtype, linears: tuple[Linear | PackedLinear, ...], *o
     """Whether a layer's matrices, plain or packed, and other tensors can be read as they are, by native kernels."""
     format, tensors = _FORMATS[dtype], list(others)
     for linear in linears:
-        if linear.format != format or not (_as_made(Linear, linear) or _as_made(PackedLinear, linear)):
+        if linear.format != format or not (as_made(Linear, linear) or as_made(PackedLinear, linear)):
             return False
         if isinstance(linear.weight, Tensor):
             tensors.append(linear.weight)

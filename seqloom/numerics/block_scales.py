@@ -86,10 +86,10 @@ def scaled(tiles: Float32[Tensor, "a s b t"], scheme: Scheme, element: Element, 
 def amax_of(x: Tensor, dims: tuple[int, ...] | None = None) -> Float32[Tensor, "..."]:
     """The largest magnitude, of the whole tensor or over axes that are kept with size 1. NaN counts as 0, and so does
     a tensor without elements."""
-    magnitude = x.float().abs().nan_to_num(nan=0.0, posinf=torch.inf)
+    magnitude = x.abs().nan_to_num_(nan=0.0, posinf=torch.inf)
     if dims is not None:
-        return magnitude.amax(dims, keepdim=True)
-    return magnitude.amax() if x.numel() else magnitude.new_zeros(())
+        return magnitude.amax(dims, keepdim=True).float()
+    return magnitude.amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
 
 
 def _over(number: float, tensor: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""Delayed scaling: the scale of an FP8 tensor comes from the amax of earlier steps, so one pass over it is enough.
+"""Delayed scaling: the scale of an FP8 tensor comes from the amax of earlier steps, so that one pass over it is enough.
 
-    scale_t = largest / (2^margin · max(amax_{t-1}, ..., amax_{t-window})),   1 before anything was seen
+    scale_t = largest / (2^margin · max(amax_{t-1}, ..., amax_{t-length}))
 
-A tensor that grows beyond its history saturates. A step whose amax is not finite leaves the scale as it was.
-Source: FP8 formats (arXiv 2209.05433), section 3; the history and its defaults are those of Transformer Engine.
+The amax of a step is the largest over its micro-batches and over all ranks. It is remembered when the step is taken, so
+evaluating, computing again and steps that are refused leave no trace. A tensor that outgrows its history saturates; as
+long as nothing but zeros was seen, its own amax scales it, where Transformer Engine begins with a scale of 1.
+Source: FP8 formats (arXiv 2209.05433), section 3; `DelayedScaling` of Transformer Engine, whose defaults these are.
 """
 
 import torch
@@ -14,21 +16,25 @@ from torch import Tensor
 class AmaxHistory:
     """The amax of the last steps of one tensor."""
 
-    def __init__(self, window: int = 1024, margin: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(self, length: int = 1024, margin: int = 0) -> None:
         """
         Args:
-            window: steps that are remembered; the greatest of their amax counts.
+            length: steps that are remembered; the greatest of their amax counts.
             margin: powers of two that are left free above it.
         """
-        self.recent: Float32[Tensor, "window"] = torch.zeros(window, device=device)
+        self.recent: Float32[Tensor, "length"] = torch.zeros(length)
         """The newest first. It is all the state there is."""
-        self.margin = margin
+        self._margin = margin
 
-    def amax(self) -> Float32[Tensor, ""]:
-        """What `quantize(x, scheme, amax=...)` scales by in this step."""
-        return self.recent.max() * 2.0**self.margin
+    def amax(self, own: Float32[Tensor, ""]) -> Float32[Tensor, ""]:
+        """What `quantize(x, scheme, amax=...)` scales by in this step.
+
+        Args:
+            own: the amax of x itself.
+        """
+        seen = self.recent.to(own.device).max() * 2.0**self._margin
+        return torch.where(seen > 0, seen, own)
 
     def record(self, amax: Float32[Tensor, ""]) -> None:
-        """Remember the amax of this step, after the tensor was quantized."""
-        seen = torch.where(amax.isfinite(), amax, 0.0)
-        self.recent = torch.cat((seen.view(1), self.recent[:-1]))
+        """Remember the amax of a step."""
+        self.recent = torch.cat((amax.view(1), self.recent.to(amax.device)[:-1]))

@@ -11,12 +11,16 @@ Metric = Literal["relative", "relative_l2", "flush", "range"]
 
 @config
 class Fp8Options:
-    """Of the formats fp8 and fp8_blockwise."""
+    """Of the formats fp8, fp8_delayed and fp8_blockwise."""
 
     gradient: Literal["e4m3", "e5m2"] | None = None
     """Element of the gradients dy; None takes e5m2 with one scale per tensor and e4m3 with blocks."""
     power_of_two: bool | None = None
     """Round scales down to powers of two; None does so with blocks, where BF16 products then are exact."""
+    history: Annotated[int, Ge(1)] = 1024
+    """Steps whose largest magnitudes fp8_delayed scales by."""
+    margin: Annotated[int, Ge(0)] = 0
+    """Powers of two that fp8_delayed leaves free above them."""
 
 
 @config
@@ -51,10 +55,12 @@ class MorOptions:
     fits it, else BF16; thresholds are not asked."""
 
 
-_ALL = ("fp8", "fp8_blockwise", "mxfp8", "nvfp4", "mxfp4", "mor_tensor", "mor_subtensor", "mor_nvfp4")
+_ALL = ("fp8", "fp8_delayed", "fp8_blockwise", "mxfp8", "nvfp4", "mxfp4", "mor_tensor", "mor_subtensor", "mor_nvfp4")
 USED_BY = {
-    "fp8.gradient": ("fp8", "fp8_blockwise"),
-    "fp8.power_of_two": ("fp8", "fp8_blockwise"),
+    "fp8.gradient": ("fp8", "fp8_delayed", "fp8_blockwise"),
+    "fp8.power_of_two": ("fp8", "fp8_delayed", "fp8_blockwise"),
+    "fp8.history": ("fp8_delayed",),
+    "fp8.margin": ("fp8_delayed",),
     "nvfp4.hadamard": ("nvfp4", "mxfp4"),
     "nvfp4.stochastic_gradients": ("nvfp4", "mxfp4"),
     "nvfp4.sr_bits": ("nvfp4", "mxfp4"),

@@ -1,12 +1,14 @@
 """Where a matrix of few bits stands: what its products need beside their operands, and what they report.
 
-A key for stochastic rounding is a function of (seed, step, micro-batch, rank, matrix, role) alone, so results depend
-neither on the order of calls nor on recomputation. A matrix that is cut over ranks has one scale, so its largest
+A key for stochastic rounding is a function of (seed, step, micro-batch, rank, matrix, use, role) alone, so results
+depend neither on the order of calls nor on recomputation. A matrix that is cut over ranks has one scale, so its largest
 magnitude is that of all ranks. Quantized weights are kept until the weight changes: once for all micro-batches.
 """
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import ref
 
@@ -16,11 +18,28 @@ from torch import Tensor, nn
 
 from seqloom.core.distributed import Axis
 from seqloom.core.seeds import derive
-from seqloom.numerics.recipes import OPERANDS
+from seqloom.numerics.delayed import AmaxHistory
+from seqloom.numerics.recipes import OPERANDS, Delayed, Operand
 
 T = TypeVar("T")
 
 Switch = Literal["both", "forward"]
+
+_use: ContextVar[int] = ContextVar("use", default=0)
+
+
+@contextmanager
+def used_again(number: int) -> Iterator[None]:
+    """Inside, weights are used once more in the same micro-batch, which takes random numbers of its own.
+
+    Args:
+        number: of uses before.
+    """
+    before = _use.set(number)
+    try:
+        yield
+    finally:
+        _use.reset(before)
 
 
 class Clock:
@@ -64,7 +83,11 @@ class _Report:
     """What happened at a place in the step in work."""
 
     def __init__(self) -> None:
-        self.turn, self.events, self.not_finite = -1, dict[str, Tensor](), dict[str, Tensor]()
+        self.begin(-1)
+
+    def begin(self, turn: int) -> None:
+        self.turn = turn
+        self.events, self.not_finite, self.largest = (dict[str, Tensor]() for _ in range(3))
 
 
 class Place:
@@ -85,13 +108,20 @@ class Place:
         self.shared: Shared | None = None
         self.keeps = True
         self._kept: dict[Any, tuple[Callable[[], Any], tuple[int, ...], Any]] = {}
+        self._histories: dict[str, AmaxHistory] = {}
         self._report = _Report()
-        self._number = 0
+        self._number = self._use = 0
 
     def of(self, number: int) -> "Place":
         """Of one matrix of the stack; what it keeps and reports is kept and reported here."""
         one = copy.copy(self)
         one._number = number
+        return one
+
+    def in_use(self) -> "Place":
+        """For the use that `used_again` says, which a backward pass has to be told."""
+        one = copy.copy(self)
+        one._use = _use.get()
         return one
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Place":
@@ -102,7 +132,10 @@ class Place:
     def key(self, role: str) -> int:
         """For the random numbers of one operand in the micro-batch in work."""
         clock, part = self.clock, self.shared.axis.index if self.shared else 0
-        return derive(clock.seed, "rounding", clock.step, clock.micro, clock.rank, part, self.name, self._number, role)
+        again = (self._use,) if self._use else ()
+        return derive(
+            clock.seed, "rounding", clock.step, clock.micro, clock.rank, part, self.name, self._number, role, *again
+        )
 
     def ranks_of(self, operand: str, dim: int) -> Axis | None:
         """The ranks among which a dimension of an operand is cut, if it is.
@@ -120,7 +153,7 @@ class Place:
         owner = weight if weight._base is None else weight._base
         if not self.keeps or owner.is_inference():
             return make()
-        key, stamp = (key, weight.storage_offset()), (owner._version, owner.data_ptr(), self.clock.step)
+        key, stamp = (key, weight.storage_offset()), (owner._version, owner.data_ptr(), self.clock.turn)
         known = self._kept.get(key)
         if known is None or known[0]() is not owner or known[1] != stamp:
             self._kept[key] = known = (ref(owner), stamp, make())
@@ -136,6 +169,20 @@ class Place:
         flags = self.not_finite
         flags[role] = ~finite | flags[role] if role in flags else ~finite
 
+    def delayed_amax(self, operand: str, how: Delayed, own: Tensor) -> Tensor:
+        """What an operand is scaled by in this step; its own amax is noted for the steps to come."""
+        largest = self._of_this_turn().largest
+        largest[operand] = torch.maximum(own, largest[operand]) if operand in largest else own
+        return self.history(operand, how).amax(own)
+
+    def history(self, operand: str, how: Delayed) -> AmaxHistory:
+        """Of an operand, "x", "w" or "dy"; all matrices of a stack have one."""
+        return self._histories.setdefault(operand, AmaxHistory(how.length, how.margin))
+
+    def largest(self, operand: str) -> Tensor | None:
+        """The amax of an operand in this step; None if it was not multiplied."""
+        return self._of_this_turn().largest.get(operand)
+
     @property
     def events(self) -> dict[str, Tensor]:
         """How often each representation was chosen in this step, by role."""
@@ -147,10 +194,9 @@ class Place:
         return self._of_this_turn().not_finite
 
     def _of_this_turn(self) -> _Report:
-        report = self._report
-        if report.turn != self.clock.turn:
-            report.turn, report.events, report.not_finite = self.clock.turn, {}, {}
-        return report
+        if self._report.turn != self.clock.turn:
+            self._report.begin(self.clock.turn)
+        return self._report
 
 
 def places(model: nn.Module) -> dict[str, tuple[nn.Module, Place]]:
@@ -173,17 +219,28 @@ def events(model: nn.Module) -> dict[tuple[str, str], dict[str, int]]:
     kinds: dict[tuple[str, str], tuple[str, ...]] = {}
     counts: list[Tensor] = []
     for name, (module, place) in places(model).items():
-        for role, names in _choices(module):
-            kinds[name, role] = names
+        for role, operand in _roles(module):
+            if operand.choice is None:
+                continue
+            names = kinds[name, role] = operand.choice.representations
             nothing = torch.zeros(len(names), dtype=torch.int64, device=next(module.parameters()).device)
             counts.append(place.events.get(role, nothing))
     numbers = iter(torch.cat(counts).tolist() if counts else ())  # one read for all
     return {key: {kind: int(next(numbers)) for kind in names} for key, names in kinds.items()}
 
 
-def _choices(module: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The roles of a module's products for which representations are chosen, and which there are."""
+def histories(model: nn.Module) -> dict[str, tuple[AmaxHistory, Tensor | None]]:
+    """What delayed scales are made from, by "parameter.operand", and the amax of the operand in this step."""
+    return {
+        f"{name}.{operand}": (place.history(operand, how.delayed), place.largest(operand))
+        for name, (module, place) in places(model).items()
+        for operand, how in {role.rpartition(".")[2]: how for role, how in _roles(module)}.items()
+        if how.delayed is not None
+    }
+
+
+def _roles(module: Any) -> Iterator[tuple[str, Operand]]:
+    """The operands of a module's products by role."""
     for product, operands in OPERANDS.items():
         for name, operand in zip(operands, getattr(module.products, product), strict=True):
-            if operand.choice is not None:
-                yield f"{product}.{name}", operand.choice.representations
+            yield f"{product}.{name}", operand

@@ -33,14 +33,16 @@ PlainFormat = Literal["fp32", "bf16"]
 """What weights are stored in and the residual stream is computed in."""
 
 Format = Literal[
-    "fp32", "bf16", "fp8", "fp8_blockwise", "mxfp8", "nvfp4", "mxfp4", "mor_tensor", "mor_subtensor", "mor_nvfp4"
-]
+    "fp32", "bf16", "fp8", "fp8_delayed", "fp8_blockwise", "mxfp8", "nvfp4", "mxfp4", "mor_tensor", "mor_subtensor",
+    "mor_nvfp4",
+]  # fmt: skip
 """What a module computes in. All but the first two name the formats of the operands of a linear layer's products."""
 
 Recipe = Literal[
     "plain",
     "bf16",
     "fp8_nemotron_h",
+    "fp8_delayed",
     "fp8_blockwise",
     "mxfp8",
     "nvfp4",
@@ -76,10 +78,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Delayed:
+    """A scale made from what was seen in earlier steps; the arguments of `AmaxHistory`."""
+
+    length: int
+    margin: int
+
+
+@dataclass(frozen=True)
 class Operand:
     """How one operand of a product is held: BF16 as it is without a scheme and a choice.
 
     Attributes:
+        delayed: scaled by earlier steps in place of its own largest magnitude.
         bits: random bits for each number that is rounded stochastically.
         hadamard: transformed along the sum before it is quantized.
     """
@@ -89,6 +100,7 @@ class Operand:
     hadamard: bool = False
     choice: Choice | None = None
     bits: int = 8
+    delayed: Delayed | None = None
 
     @property
     def same_both_ways(self) -> bool:
@@ -125,9 +137,10 @@ def products(
     mor: MorOptions = MorOptions(),  # noqa: B008
 ) -> Products:
     """What a format of few bits multiplies in."""
-    if format == "fp8":
-        x = Operand(_fp8(FP8_TENSOR, "e4m3", fp8.power_of_two or False))
-        dy = Operand(_fp8(FP8_TENSOR, fp8.gradient or "e5m2", fp8.power_of_two or False))
+    if format in ("fp8", "fp8_delayed"):
+        delayed = Delayed(fp8.history, fp8.margin) if format == "fp8_delayed" else None
+        x = Operand(_fp8(FP8_TENSOR, "e4m3", fp8.power_of_two or False), delayed=delayed)
+        dy = Operand(_fp8(FP8_TENSOR, fp8.gradient or "e5m2", fp8.power_of_two or False), delayed=delayed)
         return Products((x, x), (dy, x), (dy, x))
     if format == "fp8_blockwise":
         power = fp8.power_of_two is not False
@@ -179,8 +192,10 @@ def _choice(format: Format, mor: MorOptions) -> Choice:
 
 PRODUCTS: dict[str, Products] = {
     name: products(name)
-    for name in ("fp8", "fp8_blockwise", "mxfp8", "nvfp4", "mxfp4", "mor_tensor", "mor_subtensor", "mor_nvfp4")
-}
+    for name in (
+        "fp8", "fp8_delayed", "fp8_blockwise", "mxfp8", "nvfp4", "mxfp4", "mor_tensor", "mor_subtensor", "mor_nvfp4",
+    )
+}  # fmt: skip
 """The formats of few bits as their papers have them."""
 
 
@@ -213,6 +228,7 @@ _SUPER: tuple[tuple[str, Format | None], ...] = (
 
 PRESETS: dict[str, Preset] = {
     "fp8_nemotron_h": Preset("fp8", 2, 2),
+    "fp8_delayed": Preset("fp8_delayed"),
     "fp8_blockwise": Preset("fp8_blockwise", 2, 2),
     "mxfp8": Preset("mxfp8"),
     "nvfp4": Preset("nvfp4", keep_share=0.15),

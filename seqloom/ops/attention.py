@@ -4,8 +4,8 @@
 
 Tensors are heads first (B H T K). The H query heads share G key-value heads in consecutive runs of H / G.
 Scores may be capped and probabilities clipped (`Shaping`); long rows are then taken in pieces of queries, each
-recomputed in the backward pass, so that memory grows with the tokens and not with their square. The native form serves
-generation: no gradients, documents or shaping.
+recomputed in the backward pass, so that memory grows with the tokens and not with their square. There are two native
+forms for plain scores: of generation, without gradients or documents, and of training in FP32.
 Paper: Nemotron-H, section 2; shaping from "Methods of improving LLM training stability" (arXiv 2410.16682).
 """
 
@@ -80,6 +80,10 @@ def attention(
         from seqloom.ops.native.attention import attention_native
 
         return attention_native(q, k, v, lengths, shaping.inverse_temperature / q.shape[-1] ** 0.5)
+    if form == "native" and plain and lengths is None and q.dtype == k.dtype == v.dtype == torch.float32:
+        from seqloom.ops.native.attention_training import attention_training_native
+
+        return attention_training_native(q, k, v, documents, shaping.inverse_temperature / q.shape[-1] ** 0.5)
     if form == "reference":
         y = attention_reference(q, k, v, *_visibility(q, k, documents, lengths), shaping)
     elif plain:
@@ -132,7 +136,7 @@ def attention_in_pieces(
     """The reference over runs of queries, each with only the keys up to its end; no score outlives its run."""
     B, H, T, _ = q.shape
     size = max(1, _SCORES // (B * H * k.shape[2]))
-    before = 0 if lengths is None else int(lengths.max())
+    before = 0 if lengths is None else k.shape[2] - T
     parts = []
     for first in range(0, T, size):
         last = min(first + size, T)

@@ -22,6 +22,9 @@ from seqloom.ops.kernels import chosen, is_invariant
 from seqloom.ops.linear import linear_torch
 from seqloom.ops.packed_linear import PackedWeight, packed_linear_torch
 
+_FEW = 256
+"""Assignments of a call for which copies of their experts' matrices are small beside a model."""
+
 
 def experts(
     x: Float[Tensor, "S I"],
@@ -51,8 +54,10 @@ def experts(
         from seqloom.ops.native.experts import experts_native as form
     elif implementation == "triton":
         from seqloom.ops.triton.experts import experts_triton as form
+    elif implementation == "reference":
+        form = experts_reference
     else:
-        form = experts_reference if implementation == "reference" else experts_sorted
+        form = experts_sorted if x.is_cpu or learning or indices.numel() > _FEW else experts_gathered
     return form(x, indices, weights, up, down)
 
 
@@ -81,6 +86,20 @@ def experts_sorted(
 ) -> Float[Tensor, "S I"]:
     """Each expert on a contiguous slice of the tokens sent to it."""
     return _SortedExperts.apply(x, indices, weights, up, down)
+
+
+def experts_gathered(
+    x: Float[Tensor, "S I"],
+    indices: Int[Tensor, "S K"],
+    weights: Float[Tensor, "S K"],
+    up: Float[Tensor, "E F I"],
+    down: Float[Tensor, "E I F"],
+) -> Float[Tensor, "S I"]:
+    """Every assignment by a copy of its expert's matrices: for few tokens on a GPU, which is never asked for counts."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    hidden = (up[indices] @ x[:, None, :, None]).relu().square()
+    outputs = (down[indices] @ hidden)[..., 0].to(dtype)
+    return (outputs * weights[..., None].to(dtype)).sum(1).to(x.dtype)
 
 
 def experts_in_order(

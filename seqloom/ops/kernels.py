@@ -36,7 +36,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "ssd": ("native", "triton", "torch", "reference"),
     "causal_conv": ("native", "triton", "torch", "reference"),
     "attention": ("native", "torch", "reference", "flex"),
-    "paged_attention": ("native", "torch", "reference"),
+    "paged_attention": ("native", "triton", "torch", "reference"),
     "experts": ("native", "triton", "torch", "reference"),
     "linear": ("native", "torch", "reference"),
     "packed_linear": ("native", "torch", "reference"),

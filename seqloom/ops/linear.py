@@ -26,7 +26,7 @@ from seqloom.ops.kernels import chosen, is_invariant
 Product = Callable[[Tensor, Tensor, torch.dtype], Tensor]
 """a b for a matrix b, in this dtype; a may have axes before its last two."""
 
-_WORTH_A_FUNCTION = 2**27
+_WORTH_A_FUNCTION = 2**23
 """Multiplications of FP32 below which what is gained is less than what a differentiable function in Python costs."""
 
 

@@ -5,7 +5,8 @@
 A row's key number s lies in page tables[row, s // S], at place s % S, and a page belongs to any row, or to several.
 Keys lie turned within a page (K S), so that scores are sums along memory's rows; values lie as they come (S K).
 A query is computed by the same operations whatever else is in the call: its own number in its row decides them alone.
-The reference takes query by query, and is the portable form where that must hold; elsewhere rows are gathered.
+The reference takes query by query, and is the portable form where that must hold; elsewhere rows are gathered, or in
+Triton, for few queries of a row, read where they lie.
 Papers: Nemotron-H, section 2; pages from "Efficient memory management for LLM serving with PagedAttention" (2023).
 """
 
@@ -14,9 +15,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from seqloom.numerics.elements import E4M3
-from seqloom.ops.attention import PLAIN, Shaping, attention
+from seqloom.ops.attention import PLAIN, Shaping, attention_in_pieces
 from seqloom.ops.kernels import chosen, is_invariant
 
 FP8 = torch.float8_e4m3fn
@@ -54,7 +56,7 @@ def paged_append(
     """Write keys and values of the tokens lengths_r to lengths_r + T - 1 of every row r where the tables say.
 
     Args:
-        tables, lengths: on the CPU.
+        tables, lengths: on the device of the pages.
     """
     if chosen("paged_attention", k.device, k.dtype, k, v, *_stored(pages), tables, lengths) == "native":
         from seqloom.ops.native.paged_attention import paged_append_native
@@ -63,9 +65,8 @@ def paged_append(
         return
     if pages.coded:
         k, v = _codes(k, pages.k_scale), _codes(v, pages.v_scale)
-    places = lengths[:, None] + torch.arange(k.shape[2])
-    page = tables.long().gather(1, places // pages.page_tokens).to(k.device)
-    place = (places % pages.page_tokens).to(k.device)
+    places = lengths[:, None] + torch.arange(k.shape[2], device=k.device)
+    page, place = tables.long().gather(1, places // pages.page_tokens), places % pages.page_tokens
     pages.keys[page, :, :, place] = k.transpose(1, 2)
     pages.values[page, :, place] = v.transpose(1, 2)
 
@@ -80,15 +81,21 @@ def paged_attention(
     """Attend from the tokens lengths_r to lengths_r + T - 1 of every row r, whose keys and values are in the pages.
 
     Args:
-        tables: the pages of each row in order; entries beyond its tokens mean nothing. On the CPU.
-        lengths: tokens each row had before these. On the CPU.
+        tables: the pages of each row in order; entries beyond its tokens mean nothing. On the device of the pages, as
+            the lengths; on a GPU all of them are read.
+        lengths: tokens each row had before these.
     """
     form = chosen("paged_attention", q.device, q.dtype, q, *_stored(pages), tables, lengths)
-    if form == "native" and shaping.cap is None and shaping.clip is None:
+    plain, scale = shaping.cap is None and shaping.clip is None, shaping.inverse_temperature / q.shape[-1] ** 0.5
+    if form == "native" and plain:
         from seqloom.ops.native.paged_attention import paged_attention_native
 
-        scale = shaping.inverse_temperature / q.shape[-1] ** 0.5
         return paged_attention_native(q, pages, tables, lengths, scale)
+    if form == "triton" and plain and not (pages.coded or is_invariant()):
+        from seqloom.ops.triton.paged_attention import paged_attention_triton, serves
+
+        if serves(q, pages.keys):
+            return paged_attention_triton(q, pages.keys, pages.values, tables, lengths, scale)
     if form == "reference" or is_invariant():
         return paged_attention_reference(q, pages, tables, lengths, shaping)
     return _gathered(q, pages, tables, lengths, shaping)
@@ -122,11 +129,20 @@ def _gathered(
     lengths: Int64[Tensor, "B"],
     shaping: Shaping,
 ) -> Float[Tensor, "B H T K"]:
-    """All rows at once, as plain attention over copies of what they remember."""
+    """All rows at once, as plain attention over copies of what they remember; no shape depends on lengths, but on a
+    CPU, where asking for the longest costs nothing."""
     ends = lengths + q.shape[2]
-    k, v = _rows(pages, tables, int(ends.max()), q.dtype)
-    unused = (torch.arange(k.shape[2]) >= ends[:, None])[:, None, :, None].to(q.device)  # leftovers, maybe NaN
-    return attention(q, k.masked_fill(unused, 0), v.masked_fill(unused, 0), None, lengths, shaping)
+    tokens = int(ends.max()) if ends.is_cpu else tables.shape[1] * pages.page_tokens
+    k, v = _rows(pages, tables, tokens, q.dtype)
+    column = torch.arange(tokens, device=q.device)
+    unused = (column >= ends[:, None])[:, None, :, None]  # leftovers, maybe NaN
+    k, v = k.masked_fill(unused, 0), v.masked_fill(unused, 0)
+    if shaping.cap is not None or shaping.clip is not None:
+        return attention_in_pieces(q, k, v, None, lengths, shaping)
+    place = lengths[:, None] + torch.arange(q.shape[2], device=q.device)
+    visible = (column <= place[..., None])[:, None]
+    scale = shaping.inverse_temperature / q.shape[-1] ** 0.5
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
 
 
 def _rows(
@@ -134,7 +150,7 @@ def _rows(
 ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]:
     """Keys and values of the first tokens of rows, out of their pages."""
     used = tables[:, : -(-tokens // pages.page_tokens)].long()
-    used = used.clamp(0, len(pages.keys) - 1).to(pages.keys.device)  # a shorter row may have no page there
+    used = used.clamp(0, len(pages.keys) - 1)  # a shorter row may have no page there
     k, v = pages.keys[used].mT, pages.values[used]
     if pages.coded:
         k, v = k.contiguous().view(FP8).to(dtype) * pages.k_scale, v.view(FP8).to(dtype) * pages.v_scale

@@ -33,7 +33,7 @@ def quantized_linear(
     if switched == "forward":
         products = products.with_plain_forward()
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
-    return _QuantizedLinear.apply(rows, weight, products, place).view(*x.shape[:-1], len(weight))
+    return _QuantizedLinear.apply(rows, weight, products, place.in_use()).view(*x.shape[:-1], len(weight))
 
 
 class _QuantizedLinear(torch.autograd.Function):

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 from torch import Tensor
 
 from seqloom.core.distributed import Axis
@@ -31,14 +31,14 @@ class Represented(NamedTuple):
     """An operand, quantized or not.
 
     Attributes:
-        values: FP8 numbers where units for them multiply, and `blocks` are their block scales then.
+        values: FP8 numbers or FP4 codes where units for them multiply, and `blocks` are their block scales then.
         events: how often each representation of a choice was taken; None where nothing is chosen.
     """
 
-    values: Float[Tensor, "R C"]
+    values: Shaped[Tensor, "R C"]
     scale: Float32[Tensor, ""]
     events: Int[Tensor, "kinds"] | None = None
-    blocks: Float32[Tensor, "r c"] | None = None
+    blocks: Shaped[Tensor, "r c"] | None = None
 
 
 def represented(x: Float[Tensor, "R C"], operand: Operand, axis: Literal[0, 1], place: Place, role: str) -> Represented:
@@ -61,8 +61,12 @@ def represented(x: Float[Tensor, "R C"], operand: Operand, axis: Literal[0, 1], 
         if signs is not None and any(ranks):
             x, signs = hadamard(x, axis, signs), None  # the largest magnitude is to be that of the transformed
         random, amax = place.key(role) if operand.stochastic else None, _amax(x, ranks)
+        if operand.delayed is not None:
+            amax = place.delayed_amax(name, operand.delayed, amax_of(x) if amax is None else amax)
         if real(operand, x.device, place.hardware):
-            values, scale, blocks = codes(x, operand.scheme, axis, amax)
+            values, scale, blocks = codes(
+                x, operand.scheme, axis, amax=amax, random=random, bits=operand.bits, signs=signs
+            )
             found = Represented(values, scale, blocks=blocks)
         else:
             found = Represented(

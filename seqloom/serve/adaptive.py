@@ -3,15 +3,22 @@
     expected tokens of a step = 1 + a_1 + a_1 a_2 + ... + a_1 ... a_k
 
 divided by the measured seconds of steps of so many rows and guesses; a_j says how often guess j is right if those
-before it are. A length not measured yet passes for as fast as the next shorter one, so it is tried when that would pay;
-now and then a neighbour of the best is measured again. The choice never changes a text (`drafting`), so it may depend
-on the clock.
+before it are. A length that was not measured a few times yet is taken for as much dearer than the next shorter one as
+a guess was until there, so it is tried where that would pay. Now and then a neighbour of the best is measured again,
+for some steps, since the first one may have to catch up; the longer a length has been the best, the less often. The
+choice never changes a text (`drafting`), so it may depend on the clock.
 Paper: post-training notes on speculative decoding, break-even of drafting.
 """
 
 _SMOOTHING = 0.1
-_LOOK_AROUND = 24
-"""Steps between two looks at a neighbour of the best length."""
+_SOON, _LATE = 24, 384
+"""Steps before a look at a neighbour of a length that has just become the best, and of one that has long been."""
+_LOOK = 3
+"""Steps of a look, and measurements of a length before they are believed."""
+_FIRST_PRICE = 0.25
+"""What a guess is taken to cost, in plain steps, before the first one."""
+_WORTH = 1.03
+"""Times as fast as without guesses they have to be."""
 
 
 class DraftLength:
@@ -24,26 +31,45 @@ class DraftLength:
     def __init__(self, most: int) -> None:
         self._most = most
         self._right = [0.7] * most
-        self._seconds: dict[tuple[int, int], float] = {}
-        self._steps = 0
+        self._times: dict[tuple[int, int], list[float]] = {}  # seconds, and how often measured
+        self._best, self._direction = 0, -1
+        self._wait = self._left = _SOON
 
     def choose(self, rows: int) -> int:
         """The length for the next step of so many rows."""
-        rates, seconds = [], self._seconds.get((_size(rows), 0), 1.0)
+        plain = self._known(rows, 0)
+        if plain is None:
+            return 0
+        rates, seconds = [_WORTH / plain], plain
         expected, chance = 1.0, 1.0
-        for length in range(self._most + 1):
-            if length:
-                chance *= self._right[length - 1]
-                expected += chance
-            seconds = max(seconds, self._seconds.get((_size(rows), length), 0.0))
-            rates.append(expected / seconds)
-            if (_size(rows), length) not in self._seconds:
+        for length in range(1, self._most + 1):
+            chance *= self._right[length - 1]
+            expected += chance
+            measured = self._known(rows, length)
+            if measured is None:
+                price = (seconds - plain) / (length - 1) if length > 1 else _FIRST_PRICE * plain
+                rates.append(expected / (seconds + price))
                 break
-        best = max(range(len(rates)), key=rates.__getitem__)
-        self._steps += 1
-        if self._steps % _LOOK_AROUND == 0:
-            best += 1 if self._steps % (2 * _LOOK_AROUND) or best == 0 else -1
-        return min(best, self._most)
+            seconds = max(seconds, measured)
+            rates.append(expected / seconds)
+        return self._or_beside(max(range(len(rates)), key=rates.__getitem__))
+
+    def _known(self, rows: int, length: int) -> float | None:
+        seconds, count = self._times.get((_size(rows), length), (0.0, 0))
+        return seconds if count >= _LOOK else None
+
+    def _or_beside(self, best: int) -> int:
+        """The best length, or while a look lasts one beside it."""
+        if best != self._best:
+            self._best, self._wait = best, _SOON
+            self._left = min(self._left, _SOON) if self._left > 0 else _SOON
+        if self._left == -_LOOK:
+            self._left = self._wait = min(2 * self._wait, _LATE)
+            self._direction = -self._direction
+        self._left -= 1
+        if self._left >= 0:
+            return best
+        return min(max(best + self._direction, 0 if best else 1), self._most)
 
     def count(self, guessed: int, right: int) -> None:
         """Take in that so many of the guesses of a row were right, up to the first wrong one."""
@@ -52,14 +78,17 @@ class DraftLength:
 
     def time(self, rows: int, length: int, seconds: float) -> None:
         """Take in how long a step took."""
-        key = _size(rows), length
-        known = self._seconds.get(key, seconds)
+        size = _size(rows)
+        time = self._times.setdefault((size, length), [seconds, 0])
+        time[1] += 1
         # Interruptions make steps look slow and never fast: what was quick is believed sooner.
-        change = 0.5 * (seconds - known) if seconds < known else _SMOOTHING * (min(seconds, 1.5 * known) - known)
-        self._seconds[key] = known + change
+        if seconds < time[0]:
+            time[0] += (1.0 if time[1] <= _LOOK else 0.5) * (seconds - time[0])
+        elif time[1] > _LOOK:
+            time[0] += _SMOOTHING * (min(seconds, 1.5 * time[0]) - time[0])
         for shorter in range(length):  # takes no longer; one slow look at it must not make all others seem cheap
-            if self._seconds.get((key[0], shorter), 0.0) > self._seconds[key]:
-                self._seconds[key[0], shorter] = self._seconds[key]
+            if (other := self._times.get((size, shorter))) is not None:
+                other[0] = min(other[0], time[0])
 
 
 def _size(rows: int) -> int:

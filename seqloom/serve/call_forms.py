@@ -6,23 +6,13 @@ the closing tag has come and `end` is called. What is no call raises `MalformedC
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NoReturn
 
+from seqloom.serve.call_types import Tools, as_json, declared, read_json
 from seqloom.serve.text import overlap
 
-Tools = Sequence[Mapping[str, Any]]
-"""Declarations as at OpenAI: {"type": "function", "function": {"name", "parameters"}}."""
-
 PARAMETER_END = "</parameter>"
-_READ: dict[str, Any] = {
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "null": type(None),
-    "object": dict,
-    "array": list,
-}
 
 
 class MalformedCallError(Exception):
@@ -84,7 +74,7 @@ class XmlCall:
         if tag is None:
             return None
         name = tag.removeprefix("function=")
-        self._types = _declared(self._tools, name)
+        self._types = declared(self._tools, name)
         self._state = "body"
         return (name or _malformed()), ""
 
@@ -110,7 +100,7 @@ class XmlCall:
             if not closed:
                 return None
             self._held, self._state = rest, "body"
-            value = _converted(text.removeprefix("\n").removesuffix("\n"), types)
+            value = as_json(text.removeprefix("\n").removesuffix("\n"), types)
         else:
             self._held, self._state = self._held.removeprefix("\n"), "text"
             value = '"'
@@ -197,7 +187,7 @@ class JsonCall:
 def _read(text: str) -> Any:
     """JSON as the standard has it."""
     try:
-        return json.loads(text, parse_constant=lambda _: _malformed())
+        return read_json(text)
     except (ValueError, RecursionError):
         _malformed()
 
@@ -205,47 +195,3 @@ def _read(text: str) -> Any:
 def _escaped(text: str) -> str:
     """The inside of a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _declared(tools: Tools, name: str) -> dict[str, set[str]]:
-    """The JSON types of a tool's parameters; those that are not declared may be missing."""
-    for tool in tools:
-        function = tool.get("function", tool)
-        if function.get("name") == name:
-            properties = (function.get("parameters") or {}).get("properties") or {}
-            return {key: json_types(schema) for key, schema in properties.items()}
-    return {}
-
-
-def json_types(schema: Any) -> set[str]:
-    """The JSON types that a schema allows, as far as it says so."""
-    if not isinstance(schema, Mapping):
-        return {"string"}
-    if isinstance(kind := schema.get("type"), str):
-        return {kind}
-    if isinstance(kind, list):
-        return {each for each in kind if isinstance(each, str)} or {"string"}
-    choices = [choice for key in ("anyOf", "oneOf") for choice in schema.get(key) or ()]
-    values = [*(schema.get("enum") or ()), *([schema["const"]] if "const" in schema else [])]
-    found = {each for choice in choices for each in json_types(choice)}
-    found |= {next((kind for kind, type_ in _READ.items() if _is(value, kind)), "string") for value in values}
-    return found or {"string"}
-
-
-def _is(value: Any, kind: str) -> bool:
-    """Whether a value is of a JSON type; in Python, booleans are numbers."""
-    return isinstance(value, _READ[kind]) and isinstance(value, bool) == (kind == "boolean")
-
-
-def _converted(text: str, types: set[str]) -> str:
-    """The JSON of a value of one of these types."""
-    plain = text.strip()
-    if "boolean" in types and plain.lower() in ("true", "false"):
-        return plain.lower()
-    try:
-        value = _read(plain)
-    except MalformedCallError:
-        value = text
-    if any(kind in types and _is(value, kind) for kind in _READ):
-        return plain  # as it was written: no digit of a number is lost
-    return json.dumps(text, ensure_ascii=False)

@@ -24,7 +24,7 @@ from seqloom.serve.channels import Channel, ChannelMarks, Channels, Piece
 from seqloom.serve.config import Sampling
 from seqloom.serve.constraints import Grammars, Matcher
 from seqloom.serve.penalties import Penalties
-from seqloom.serve.sampling import draw, logprobs, most_likely, on_cpu
+from seqloom.serve.sampling import draw, logprobs, most_likely, on_cpu, race_key
 from seqloom.serve.text import StopStrings
 from seqloom.serve.vocabulary import Vocabulary
 
@@ -92,6 +92,13 @@ class Chooser:
         if sampling.grammar is not None:
             assert grammars is not None
             self._matcher = grammars.matcher(sampling.grammar, self._ends.tolist())
+        self._unchanged = (
+            self._penalties is None
+            and self._matcher is None
+            and sampling.logprobs is None
+            and not sampling.logit_bias
+            and self.channels.marks == ChannelMarks()
+        )
         self._free = False  # in a tool call that the grammar does not describe
         self._instead: list[int] = []
 
@@ -99,6 +106,20 @@ class Chooser:
     def channel(self) -> Channel:
         """Where the next token belongs."""
         return self.channels.channel
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but raw logits, temperature, filters and seed has a say in the next tokens."""
+        return self._unchanged and self._place >= self._sampling.min_tokens
+
+    def key(self, ahead: int) -> int:
+        """Of the noise for so many places after the next."""
+        return race_key(self._seed, self._place + ahead)
+
+    def take(self, token: int) -> Choice:
+        """A token that was chosen elsewhere, of a request that is `plain`; everything goes forward by it."""
+        ends, pieces = self._take(token)
+        return Choice(token, None, [], False, pieces, ends)
 
     def choose(self, logits: Float[Tensor, "V"]) -> Choice:
         """The token for the next place; everything goes forward by it.
@@ -166,9 +187,10 @@ class Chooser:
             banned.append(
                 self._vocabulary.completing(marks.think_open, channels.tail) if tag is None else np.array([tag])
             )
-        closing = {"reasoning": marks.think_close, "tool": marks.tool_close}.get(channels.channel)
-        if self._matcher is not None and closing is not None:  # what comes after a tag begins with a token of its own
-            banned.append(self._vocabulary.completing(closing, channels.tail, beyond=True))
+        if self._matcher is not None:  # what comes after a tag begins with a token of its own
+            ending = {"reasoning": (marks.think_close, marks.tool_open), "tool": (marks.tool_close,)}
+            tags = filter(None, ending.get(channels.channel, ()))
+            banned += [self._vocabulary.completing(each, channels.tail, beyond=True) for each in tags]
         return banned
 
     def _allowed(self) -> Bool[np.ndarray, "V"] | None:
@@ -195,14 +217,27 @@ class Chooser:
         else:
             self._matcher.take(token)
 
+    def _call_while_thinking(self, matcher: Matcher) -> None:
+        """Have the grammar know of the tag that opened a call, or leave the call free if it describes none."""
+        tag = self.channels.marks.tool_open
+        assert tag is not None
+        for token in self._vocabulary.tokenizer.encode(tag, specials=True):
+            if not matcher.mask()[token]:
+                self._free = True
+                return
+            matcher.take(token)
+
     def _take(self, token: int) -> tuple[Literal["stop", "eos"] | None, list[Piece]]:
         self._place += 1
         if self._penalties is not None:
             self._penalties.take(token)
         if token in self._final:
             return ("eos" if token == self._eos else "stop"), []
+        before = self.channel
         pieces = self._show(self.channels.push(token))
         self._free = self._free and self.channel == "tool"
+        if self._matcher is not None and (before, self.channel) == ("reasoning", "tool"):
+            self._call_while_thinking(self._matcher)
         return ("stop" if self._stop.stopped else None), pieces
 
     def _show(self, pieces: list[Piece]) -> list[Piece]:

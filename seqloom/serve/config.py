@@ -13,9 +13,9 @@ MAX_LISTED = 1024
 
 GrammarKind = Literal["json_schema", "json", "regex", "lark"]
 
-JSON_SPACING = {"whitespace_pattern": " "}
-"""White space between the parts of JSON, as llguidance reads it: one space or none. Without a bound a small model that
-begins with spaces, or with an indentation, goes on until its tokens are used up."""
+JSON_SPACING = {"whitespace_pattern": " |\\n {0,24}|\\n\\t{0,6}"}
+"""White space between the parts of JSON, as llguidance reads it: none, a space, or a line break with an indentation.
+Without a bound a small model that begins with spaces goes on until its tokens are used up."""
 
 
 @config

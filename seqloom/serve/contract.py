@@ -79,6 +79,10 @@ class LanguageModel(Protocol):
         """Logits of the token after each position."""
         ...
 
+    def head_rows(self, tokens: Int[Tensor, "K"]) -> Float[Tensor, "K D"] | None:
+        """The part of the head that gives the logits of some tokens, in a matrix; None where there is none."""
+        ...
+
     def draft(
         self, hidden: Float[Tensor, "B T D"], next_tokens: Int[Tensor, "B T"], states: States
     ) -> Float[Tensor, "B T D"]:

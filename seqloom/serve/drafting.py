@@ -6,11 +6,12 @@ how many tokens were guessed, nor on how well. Guesses are drawn with the noise 
 
 The prediction block keeps keys and values of its own. The entry of a position can be made only when the token after it
 is known, and must be made from the backbone's true hidden state; entries made from the block's own output while
-guessing are dropped again.
+guessing are dropped again. While nobody guesses the block waits, and catches up in one call when it is asked.
 Paper: Nemotron 3 white paper and Super, MTP sections.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from seqloom.nn.cache import HybridCache
 from seqloom.serve.contract import LanguageModel
 from seqloom.serve.request import Request
+from seqloom.serve.short_head import ShortHead
 
 MOST_GUESSES = 16
 """Of one row in one step; layers with a recurrent state keep room for so many tokens."""
@@ -47,17 +49,42 @@ class Drafter(Protocol):
         ...
 
 
+class Followed:
+    """What the prediction block knows of a request.
+
+    Attributes:
+        ahead: its output at the newest position that it has followed; None before the first.
+        hidden: true states that it has yet to follow, each a row of some.
+        tokens: after them.
+    """
+
+    def __init__(self) -> None:
+        self.ahead: Float[Tensor, "D"] | None = None
+        self.hidden: list[tuple[Float[Tensor, "B 1 D"], int]] = []
+        self.tokens: list[int] = []
+
+    def caught_up(self, ahead: Float[Tensor, "D"]) -> None:
+        self.ahead, self.hidden, self.tokens = ahead, [], []
+
+
 class MtpDrafter:
     """Guesses with the model's own prediction block, for all rows at once."""
 
     needs_hidden = True
 
     def __init__(self, model: LanguageModel, cache: HybridCache) -> None:
-        self._model, self._cache = model, cache
+        self._model, self._cache, self._head = model, cache, ShortHead(model)
 
     def follow(
         self, first: int, requests: Sequence[Request], hidden: Float[Tensor, "B T D"], next_tokens: list[list[int]]
     ) -> None:
+        for request, tokens in zip(requests, next_tokens, strict=True):
+            request.followed = request.followed or Followed()
+            self._head.count(tokens)
+        if hidden.shape[1] == 1:  # nobody has guessed, and may not for long
+            self._put_off(first, requests, hidden if hidden.is_cpu else hidden.clone(), next_tokens)
+            return
+        self._catch_up(first, requests)
         counts = [max(1, len(tokens)) for tokens in next_tokens]
         longest = max(counts)
         padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in next_tokens], device=hidden.device)
@@ -67,27 +94,51 @@ class MtpDrafter:
         if uneven:
             self._cache.keep_draft(first, counts)
         for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
-            request.ahead = ahead[row, count - 1]
+            request.followed.caught_up(ahead[row, count - 1])
 
     def propose(self, requests: Sequence[Request], counts: list[int]) -> list[list[int]]:
         guesses: list[list[int]] = [[] for _ in requests]
-        counts = [0 if request.ahead is None else count for request, count in zip(requests, counts, strict=True)]
+        counts = [0 if request.followed is None else count for request, count in zip(requests, counts, strict=True)]
         if not any(counts):
             return guesses
-        known = next(request.ahead for request in requests if request.ahead is not None)
-        rows = [torch.zeros_like(known) if request.ahead is None else request.ahead for request in requests]
+        self._catch_up(0, requests)
+        known = next(request.followed.ahead for request in requests if request.followed is not None)
+        rows = [torch.zeros_like(known) if request.followed is None else request.followed.ahead for request in requests]
         ahead = torch.stack(rows)[:, None]
         before = self._cache.save_draft(0, len(requests))
         for place in range(max(counts)):
             if place:
                 newest = torch.tensor([guess[-1:] or [0] for guess in guesses], device=ahead.device)
                 ahead = self._model.draft(ahead, newest, self._cache.draft_states(0, len(requests), 1))
-            logits = self._model.head(ahead)[:, 0]
+            logits = self._head(ahead[:, 0])
             for row, request in enumerate(requests):
                 if place < counts[row]:
                     guesses[row].append(request.guess(logits[row], place))
         self._cache.load_draft(before)
         return guesses
+
+    def _put_off(
+        self, first: int, requests: Sequence[Request], hidden: Float[Tensor, "B 1 D"], next_tokens: list[list[int]]
+    ) -> None:
+        """Keep the states for later, or until a border of pages, where the row may be remembered."""
+        for row, (request, tokens) in enumerate(zip(requests, next_tokens, strict=True)):
+            request.followed.hidden.append((hidden, row))
+            request.followed.tokens += tokens
+            if self._cache.lengths[first + row] % self._cache.page_tokens == 0:
+                self._catch_up(first + row, [request])
+
+    def _catch_up(self, first: int, requests: Sequence[Request]) -> None:
+        """Have the block follow rows from `first` on to their newest positions."""
+        for behind, group in groupby(requests, lambda request: len(request.followed.tokens) if request.followed else 0):
+            run = list(group)
+            if behind:
+                followed = [torch.cat([state[row] for state, row in request.followed.hidden]) for request in run]
+                hidden = torch.stack(followed)
+                tokens = torch.tensor([request.followed.tokens for request in run], device=hidden.device)
+                ahead = self._model.draft(hidden, tokens, self._cache.draft_states(first, len(run), behind))
+                for row, request in enumerate(run):
+                    request.followed.caught_up(ahead[row, -1])
+            first += len(run)
 
 
 class NgramDrafter:

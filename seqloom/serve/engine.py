@@ -11,25 +11,20 @@ Paper: Nemotron-H, inference; post-training notes on serving hybrids.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
 
-from torch import nn
-
-from seqloom.core.devices import pick_device
-from seqloom.core.errors import ConfigError, DataError
-from seqloom.core.rooms import load
-from seqloom.data.tokenizer import open_tokenizer
+from seqloom.core.errors import DataError
 from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.channels import ChannelMarks
 from seqloom.serve.choosing import Chooser
 from seqloom.serve.config import Grammar, Sampling
 from seqloom.serve.constraints import Grammars
 from seqloom.serve.contract import LanguageModel, Tokenizer
-from seqloom.serve.drafting import MOST_GUESSES, Drafter, MtpDrafter, NgramDrafter
+from seqloom.serve.drafting import MOST_GUESSES
+from seqloom.serve.opening import DrafterName, Weights, open_drafter, open_source, versions, whole
 from seqloom.serve.prefix import PrefixCache
+from seqloom.serve.prompts import DraftTokens, Prompt, checked_draft_tokens, paired, token_ids
 from seqloom.serve.request import Completion, Request
 from seqloom.serve.scheduler import Scheduler
 from seqloom.serve.statistics import EngineStatistics
@@ -40,16 +35,6 @@ PREFILL_TOKENS = 512
 
 _ROW_TOKENS = 2048
 """Of every row that may run, so many tokens are remembered if nobody says how many."""
-
-Prompt = str | Sequence[int]
-"""A text, which is put after the beginning-of-text token if there is one, or token ids as they are.
-Nothing at all is the beginning of a text."""
-
-DraftTokens = int | Literal["auto"]
-"""Tokens to guess ahead in a step; auto as many as pay."""
-
-Weights = Literal["as_stored", "bf16", "int8", "fp8", "nvfp4"]
-DrafterName = Literal["auto", "mtp", "ngram"]
 
 
 class Engine:
@@ -89,33 +74,15 @@ class Engine:
         weights: Weights = "as_stored",
         drafter: DrafterName = "auto",
     ) -> None:
-        for name, value in (
-            ("max_rows", max_rows),
-            ("cache_tokens", 1 if cache_tokens is None else cache_tokens),
-            ("page_tokens", page_tokens),
-            ("prefix_cache", 1 if isinstance(prefix_cache, bool) else prefix_cache),
-            ("prefill_tokens", prefill_tokens),
-        ):
-            if not _whole(value):
-                raise ConfigError(f"{name}: {value!r} is not allowed; it must be a whole number from 1")
+        whole(
+            max_rows=max_rows,
+            cache_tokens=1 if cache_tokens is None else cache_tokens,
+            page_tokens=page_tokens,
+            prefix_cache=1 if isinstance(prefix_cache, bool) else prefix_cache,
+            prefill_tokens=prefill_tokens,
+        )
         self.max_rows = max_rows
-        self.model: LanguageModel
-        self.tokenizer: Tokenizer
-        if isinstance(source, tuple):
-            self.model, self.tokenizer = source
-        else:
-            device = pick_device("auto")
-            model = load(source, packed=weights == "as_stored" and device.type == "cpu")
-            if not hasattr(model, "vocab_size"):
-                raise ConfigError(f"{source}: writes no text; it is a {type(model).__name__}, and no language model")
-            self.model, self.tokenizer = model.to(device), open_tokenizer(source)
-        if self.tokenizer.size > self.model.vocab_size:
-            raise DataError(
-                f"the tokenizer has {self.tokenizer.size} tokens but the model only {self.model.vocab_size}; "
-                "they do not belong together"
-            )
-        self._keep_states(kv_cache, ssm_state)
-        self._pack(weights)
+        self.model, self.tokenizer = open_source(source, kv_cache, ssm_state, weights)
         pages = -(-(cache_tokens or max_rows * _ROW_TOKENS) // page_tokens)
         cache = self.model.new_cache(max_rows + 1, pages, page_tokens, MOST_GUESSES)
         self.capacity = pages * page_tokens
@@ -125,16 +92,10 @@ class Engine:
             prefixes = PrefixCache(cache, max_rows, None if prefix_cache is True else prefix_cache)
         if deterministic is None:
             deterministic = next(self.model.parameters()).device.type == "cpu"
-        source_of_guesses: Drafter = NgramDrafter()
-        if drafter == "mtp" or (drafter == "auto" and self.model.mtp is not None):
-            if self.model.mtp is None:
-                raise ConfigError("drafter: 'mtp' is not allowed; this model has no prediction block, so use 'ngram'")
-            source_of_guesses = MtpDrafter(self.model, cache)
-        self._scheduler = Scheduler(
-            self.model, cache, max_rows, prefixes, source_of_guesses, prefill_tokens, deterministic
-        )
+        guesses = open_drafter(drafter, self.model, cache)
+        self._scheduler = Scheduler(self.model, cache, max_rows, prefixes, guesses, prefill_tokens, deterministic)
         self._submitted = self._tokens_in = 0
-        self._weights_seen = _versions(self.model)
+        self._weights_seen = versions(self.model)
 
     def submit(
         self,
@@ -192,10 +153,11 @@ class Engine:
             prefix_query_tokens=0 if prefixes is None else prefixes.query_tokens,
             prefix_hit_tokens=0 if prefixes is None else prefixes.hit_tokens,
             preemptions=scheduler.preemptions,
-            drafted=list(scheduler.drafted),
-            accepted=list(scheduler.accepted),
+            drafted=list(scheduler.guessing.drafted),
+            accepted=list(scheduler.guessing.accepted),
+            graphs=scheduler.decode.state,
             tokens_in=self._tokens_in,
-            tokens_out=scheduler.tokens_out,
+            tokens_out=scheduler.guessing.tokens_out,
         )
 
     def generate(
@@ -258,56 +220,25 @@ class Engine:
 
     def _enqueue(self, request: Request) -> None:
         scheduler = self._scheduler
-        if scheduler.prefixes is not None and not (scheduler.running or scheduler.reading):
-            if (versions := _versions(self.model)) != self._weights_seen:  # learned, or loaded, between two answers
-                scheduler.prefixes.forget_all()
-            self._weights_seen = versions
+        if not (scheduler.running or scheduler.reading) and (seen := versions(self.model)) != self._weights_seen:
+            scheduler.forget()  # they have learned, or were loaded, between two answers
+            self._weights_seen = seen
         self._tokens_in += request.prompt_tokens
         scheduler.waiting.append(request)
-
-    def _keep_states(self, kv_cache: KVFormat | None, ssm_state: SsmFormat | None) -> None:
-        wanted: dict[str, Any] = {"keys_values": kv_cache, "ssm": ssm_state}
-        if wanted := {name: format for name, format in wanted.items() if format is not None}:
-            keeper: Any = self.model
-            if not hasattr(keeper, "keep_states"):
-                raise ConfigError(f"kv_cache, ssm_state: a {type(keeper).__name__} stores its states in one way only")
-            keeper.keep_states(replace(keeper.state_formats, **wanted))
-
-    def _pack(self, weights: Weights) -> None:
-        if weights not in get_args(Weights):
-            allowed = ", ".join(get_args(Weights))
-            raise ConfigError(f"weights: {weights!r} is not allowed; it must be one of {allowed}")
-        if weights != "as_stored":
-            from seqloom.nn.packed import pack_linears
-
-            if not isinstance(self.model, nn.Module):
-                raise ConfigError(f"weights: {weights!r} is not allowed; the layers of this model are unknown")
-            pack_linears(self.model, weights)
 
     def _requests(
         self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling] | None, draft_tokens: DraftTokens
     ) -> list[Request]:
-        if not isinstance(prompts, list | tuple):
-            raise DataError(f"prompts: expected a list of texts or of token-id lists, got {type(prompts).__name__}")
-        if sampling is None or isinstance(sampling, Sampling):
-            sampling = [sampling or Sampling()] * len(prompts)
-        if [type(each) for each in sampling] != [Sampling] * len(prompts):
-            raise ConfigError(f"sampling: expected one Sampling, or a list with one for each of {len(prompts)} prompts")
         return [
             self._request(prompt, each, draft_tokens, None, f"prompt {index}")
-            for index, (prompt, each) in enumerate(zip(prompts, sampling, strict=True))
+            for index, (prompt, each) in enumerate(paired(prompts, sampling))
         ]
 
     def _request(
         self, prompt: Prompt, sampling: Sampling, draft_tokens: DraftTokens, marks: ChannelMarks | None, name: str
     ) -> Request:
-        if not isinstance(draft_tokens, int) and draft_tokens != "auto":
-            raise ConfigError(f"draft_tokens: {draft_tokens!r} is not allowed; it must be a whole number or 'auto'")
-        if draft_tokens != "auto" and not 0 <= draft_tokens <= MOST_GUESSES:
-            raise ConfigError(
-                f"draft_tokens: {draft_tokens} is not allowed; it must be a whole number from 0 to {MOST_GUESSES}"
-            )
-        ids = self._ids(prompt, name)
+        draft = checked_draft_tokens(draft_tokens)
+        ids = token_ids(prompt, self.tokenizer, self.model.vocab_size, name)
         if len(ids) >= self.capacity:
             raise DataError(
                 f"{name}: it has {len(ids):,} tokens, and this engine remembers {self.capacity:,} of a prompt and its "
@@ -315,7 +246,6 @@ class Engine:
             )
         self._submitted += 1
         chooser = Chooser(sampling, self._vocabulary, ids, marks, self._grammars if sampling.grammar else None)
-        draft = None if draft_tokens == "auto" else draft_tokens
         return Request(ids, sampling, chooser, self._submitted, self.capacity, draft)
 
     @cached_property
@@ -325,35 +255,3 @@ class Engine:
     @cached_property
     def _grammars(self) -> Grammars:
         return Grammars(self._vocabulary)
-
-    def _ids(self, prompt: Prompt, name: str) -> list[int]:
-        beginning = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-        if isinstance(prompt, str):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(f"{name}: character {error.start} is half a surrogate pair, not text") from None
-            prompt = [*beginning, *self.tokenizer.encode(prompt)]
-        if not isinstance(prompt, list | tuple):
-            raise DataError(f"{name}: expected a text or a list of token ids, got {type(prompt).__name__}")
-        for place, token in enumerate(prompt):
-            if not isinstance(token, int) or not 0 <= token < self.model.vocab_size:
-                raise DataError(
-                    f"{name}: {token!r} at place {place} is not a token id; "
-                    f"they are whole numbers from 0 to {self.model.vocab_size - 1}"
-                )
-        if not (ids := list(prompt) or beginning):
-            raise DataError(f"{name}: it is empty, and this tokenizer has no token for the beginning of a text")
-        return ids
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _versions(model: LanguageModel) -> list[tuple[int, int]]:
-    """Where the weights are and how often they were written to; another answer means that they have changed.
-
-    Those made in inference mode do not count; nobody learns with them.
-    """
-    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in model.parameters()]

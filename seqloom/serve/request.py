@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -106,8 +106,8 @@ class Request:
         self.keys = PageKeys()
         self.answer_key: bytes | None = None
         """Of the newest prefix that was remembered while answering."""
-        self.ahead: Float[Tensor, "D"] | None = None
-        """Output of the prediction block at the newest position."""
+        self.followed: Any = None
+        """What the drafter keeps of this request; None before it has followed it, and once its row is lost."""
         self.newest: Float[Tensor, "D"] | None = None
         """Hidden state of the last token of a revived prefix, which the prediction block has yet to follow."""
         self.cached_tokens: int | None = None
@@ -143,15 +143,24 @@ class Request:
         """What went wrong, if something did."""
         return None if self.failure is None else str(self.failure)
 
+    @property
+    def plain(self) -> bool:
+        """Whether its next tokens depend on logits, filters and seed alone, so that they may be chosen elsewhere."""
+        return self._chooser.plain
+
+    def race(self, ahead: int) -> int:
+        """The key of the draw for so many places after the next."""
+        return self._chooser.key(ahead)
+
     def guess(self, logits: Float[Tensor, "V"], ahead: int) -> int:
         """A guess at the token `ahead` places after the next, which changes nothing."""
         return self._chooser.guess(logits, ahead)
 
-    def draw(self, logits: Sequence[Float[Tensor, "V"]], guesses: list[int]) -> int:
+    def draw(self, places: Sequence[Float[Tensor, "V"] | int], guesses: list[int]) -> int:
         """Draw tokens as long as they are what was guessed, then the first that was not, and no more than the end.
 
         Args:
-            logits: of the places of all guesses and of the one after.
+            places: of all guesses and of the one after, the logits or the token that was chosen elsewhere (`Decoded`).
         Returns:
             the number of tokens fed that turned out to belong to the text, the newest one included.
         """
@@ -160,7 +169,7 @@ class Request:
             self.fresh.prompt_logprobs = self._scores
         try:
             for place in range(len(guesses) + 1):
-                self._take(self._chooser.choose(logits[place]))
+                self._take(self._choice(places[place]))
                 if self.finish_reason or place == len(guesses) or self.ids[-1] != guesses[place]:
                     break
         except SeqloomError as error:
@@ -237,6 +246,15 @@ class Request:
     def _fail(self, error: SeqloomError) -> None:
         self.failure = error
         self.finish("error")
+
+    def _choice(self, place: Float[Tensor, "V"] | int) -> Choice:
+        if not isinstance(place, int):
+            return self._chooser.choose(place)
+        if place < 0:
+            raise NumericsError(
+                f"token {len(self.ids) - self.prompt_tokens} of the answer: the model's logits are not finite"
+            )
+        return self._chooser.take(place)
 
     def _take(self, choice: Choice) -> None:
         """Add a token to the answer."""

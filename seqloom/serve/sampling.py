@@ -18,12 +18,12 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from seqloom.core.errors import NumericsError
 from seqloom.core.seeds import derive
-from seqloom.ops.token_draw import raised, survivors, token_cut, token_draw, token_mass
+from seqloom.ops.token_draw import survivors, token_cut, token_draw, token_mass
 from seqloom.serve.config import Sampling
 
 
@@ -47,23 +47,6 @@ def most_likely(logits: Float32[Tensor, "V"], place: str) -> int:
     return token
 
 
-def probabilities(
-    logits: Float[Tensor, "V"], sampling: Sampling
-) -> tuple[Float64[np.ndarray, "K"], Int64[np.ndarray, "K"]]:
-    """The distribution that the next token is drawn from: temperature, then top-k, top-p and min-p.
-
-    Returns:
-        probabilities, and the ids of the K tokens that have them; all other tokens have none.
-    """
-    logits = on_cpu(logits)
-    largest = logits.max().item()
-    sharpness = _sharpness(sampling)
-    cut = token_cut(logits, largest, sharpness, sampling.top_k, float(sampling.top_p))
-    ids = survivors(logits, raised(cut, largest, sharpness, float(sampling.min_p)))
-    weight = np.exp((logits.numpy()[ids].astype(np.float64) - largest) * sharpness)
-    return weight / weight.sum(), ids
-
-
 def draw(logits: Float32[Tensor, "V"], likeliest: int, sampling: Sampling, seed: int, place: int) -> int:
     """The token for a place of the answer; asked again with the same logits it is the same token.
 
@@ -74,7 +57,12 @@ def draw(logits: Float32[Tensor, "V"], likeliest: int, sampling: Sampling, seed:
         return likeliest
     largest = logits[likeliest].item()
     filters = sampling.top_k, float(sampling.top_p), float(sampling.min_p)
-    return token_draw(logits, largest, _sharpness(sampling), *filters, derive(seed, "sampling", place))
+    return token_draw(logits, largest, _sharpness(sampling), *filters, race_key(seed, place))
+
+
+def race_key(seed: int, place: int) -> int:
+    """Of the noise for a place of the answer."""
+    return derive(seed, "sampling", place)
 
 
 def logprobs(

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from seqloom.nn.cache import HybridCache
 from seqloom.ops.kernels import invariant
-from seqloom.serve.adaptive import DraftLength
+from seqloom.serve.captured import CudaGraphs, DecodeStep
 from seqloom.serve.contract import LanguageModel
-from seqloom.serve.drafting import MOST_GUESSES, Drafter
+from seqloom.serve.drafting import Drafter
+from seqloom.serve.guessing import Guessing
 from seqloom.serve.prefix import PrefixCache
 from seqloom.serve.request import Fresh, Request
+from seqloom.serve.rows import Rows
 
 
 class Scheduler:
@@ -51,15 +53,16 @@ class Scheduler:
     ) -> None:
         self._model, self.cache, self.prefixes, self._drafter = model, cache, prefixes, drafter
         self._device = next(model.parameters()).device
+        recorder = CudaGraphs() if self._device.type == "cuda" else None
+        self.decode = DecodeStep(model, cache, rows, recorder)
         self._seat, self._prefill_tokens, self._deterministic = rows, prefill_tokens, deterministic
         self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
+        self.running = Rows(cache)
         self.reading: Request | None = None
         self._changed: list[Request] = []
         self._returned: list[Request] = []
-        self._length = DraftLength(MOST_GUESSES)
-        self.preemptions = self.tokens_out = 0
-        self.drafted, self.accepted = [0] * MOST_GUESSES, [0] * MOST_GUESSES
+        self.guessing = Guessing(None if prefixes is None else cache.page_tokens)
+        self.preemptions = 0
 
     @property
     def _active(self) -> list[Request]:
@@ -91,6 +94,12 @@ class Scheduler:
             self.waiting.remove(request)
         elif request is self.reading or request in self.running:
             self._leave(request)
+
+    def forget(self) -> None:
+        """Let go of all that was computed with weights that are no longer the same."""
+        self.decode.forget()
+        if self.prefixes is not None:
+            self.prefixes.forget_all()
 
     def _read(self) -> None:
         """Read on in prompts, as much as one turn may."""
@@ -143,7 +152,8 @@ class Scheduler:
             newest = hidden[0, -1] if hidden is not None and self._follows(request) else None
             self.prefixes.keep(self._seat, request.keys, request.ids, newest)
         if stop == last:
-            self._run(request)
+            self.reading = None
+            self.running.enter(request, self._seat)
         return stop - start
 
     def _end_of_piece(self, start: int, last: int) -> int:
@@ -169,56 +179,36 @@ class Scheduler:
 
     def _step(self) -> None:
         """Draw a token for every row, and one more for every right guess."""
-        start = time.perf_counter()
-        drafting, counts = self._drafting, []
-        if drafting:
-            auto = self._length.choose(len(self.running))
-            counts = [self._most_guesses(request, row, auto) for row, request in enumerate(self.running[:drafting])]
+        start, recorded = time.perf_counter(), self.decode.recorded
+        drafting = self.running[: self.running.drafting]
+        counts = self.guessing.counts(drafting, self.cache.lengths, len(self.running))
         if not self._reserve(1 + max(counts, default=0)):
             counts = []
             self._reserve(1)
-        drafting = len(counts) if any(counts) else 0
-        guesses = self._drafter.propose(self.running[:drafting], counts[:drafting]) if drafting else []
-        guesses += [[] for _ in self.running[drafting:]]
+        guessed = len(counts) if any(counts) else 0
+        guesses = self._drafter.propose(self.running[:guessed], counts) if guessed else []
+        guesses += [[] for _ in self.running[guessed:]]
         most = max(map(len, guesses), default=0)
-        fed = [request.ids[-1:] + guess for request, guess in zip(self.running, guesses, strict=True)]
-        if not fed:
+        if not self.running:
             return  # the youngest and only one waits for the one that is read
-        padded = torch.tensor([tokens + [0] * (1 + most - len(tokens)) for tokens in fed], device=self._device)
-        states = self.cache.states(0, len(fed), 1 + most, guessed=most > 0)
-        hidden, _ = self._model.hidden(padded, states=states)
-        logits = self._model.head(hidden).cpu().unbind()  # where tokens are chosen
-        kept = [
-            request.draw(row.unbind(), guess) for request, row, guess in zip(self.running, logits, guesses, strict=True)
+        fed = [
+            request.ids[-1:] + guess + [0] * (most - len(guess))
+            for request, guess in zip(self.running, guesses, strict=True)
         ]
+        hidden, places = self.decode(self.running, fed, guessed=most > 0)
+        kept = [request.draw(row, guess) for request, row, guess in zip(self.running, places, guesses, strict=True)]
         self._changed += [request for request in self.running if request not in self._changed]
         if most:
             self.cache.keep(0, kept)
-        self._count(guesses, kept)
-        if self._drafter.needs_hidden and (drafting := self._drafting):
-            next_tokens = [request.ids[-count:] for request, count in zip(self.running, kept[:drafting], strict=False)]
-            self._drafter.follow(0, self.running[:drafting], hidden[:drafting], next_tokens)
+        self.guessing.count(self.running, guesses, kept)
+        if self._drafter.needs_hidden and (drafting := self.running[: self.running.drafting]):
+            next_tokens = [request.ids[-count:] for request, count in zip(drafting, kept, strict=False)]
+            self._drafter.follow(0, drafting, hidden[: len(drafting)], next_tokens)
         self._remember(hidden, kept)
         for request in [request for request in self.running if request.finish_reason is not None]:
             self._leave(request)
-        self._length.time(len(fed), most, time.perf_counter() - start)
-
-    def _most_guesses(self, request: Request, row: int, auto: int) -> int:
-        """Guesses that a row can make use of; a step ends at a border of pages, where the row may be remembered."""
-        most = auto if request.draft_tokens is None else request.draft_tokens
-        if self.prefixes is not None:
-            page = self.cache.page_tokens
-            most = min(most, page - 1 - self.cache.lengths[row] % page)
-        return min(most, request.remaining - 1)
-
-    def _count(self, guesses: list[list[int]], kept: list[int]) -> None:
-        for request, guess, count in zip(self.running, guesses, kept, strict=True):
-            self.tokens_out += count
-            for place in range(len(guess)):
-                self.drafted[place] += 1
-                self.accepted[place] += place < count - 1
-            if request.finish_reason is None:
-                self._length.count(len(guess), count - 1)
+        if self.decode.recorded == recorded:  # recording takes long, and happens once
+            self.guessing.time(len(fed), most, time.perf_counter() - start)
 
     def _remember(self, hidden: Float[Tensor, "B T D"], kept: list[int]) -> None:
         """Have the prefixes that end at a border of pages remembered, of each answer the longest one."""
@@ -232,37 +222,13 @@ class Scheduler:
                 self.prefixes.forget(request.answer_key)
             request.answer_key = self.prefixes.keep(row, request.keys, request.ids, newest)
 
-    @property
-    def _drafting(self) -> int:
-        """Running requests that draft."""
-        return sum(request.drafts for request in self.running)
-
-    def _run(self, request: Request) -> None:
-        """Move the row that was read to those that run, behind those that draft or behind all."""
-        self.reading, place, end = None, len(self.running), len(self.running)
-        if request.drafts and (place := self._drafting) < end:
-            self._move(place, end)
-        self.cache.move(self._seat, place)
-        self.running[place:place] = [request] if place == end else []
-        self.running[place] = request
-
     def _leave(self, request: Request) -> None:
-        """Take the row from a request, and close the hole."""
+        """Take the row from a request."""
         if request is self.reading:
             self.reading = None
             self.cache.release(self._seat)
-            return
-        hole, drafting = self.running.index(request), self._drafting
-        self.cache.release(hole)
-        for last in (drafting - 1, len(self.running) - 1):
-            if hole < last:
-                self._move(last, hole)
-                hole = last
-        self.running.pop()
-
-    def _move(self, source: int, target: int) -> None:
-        self.cache.move(source, target)
-        self.running[target : target + 1] = [self.running[source]]
+        else:
+            self.running.leave(request)
 
     def _reserve(self, tokens: int) -> bool:
         """Pages for so many more tokens of every running row; False if only fewer tokens can have some."""
@@ -290,6 +256,6 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Have a request wait again, before all that came later."""
         self._leave(request)
-        request.ahead = request.newest = None
+        request.followed = request.newest = None
         self.waiting.appendleft(request)
         self.preemptions += 1

@@ -14,6 +14,14 @@ class Splitter:
 
     def __init__(self, marks: ChannelMarks, state: Literal["start", "reasoning", "content"]) -> None:
         self._marks = marks
+        tags = {
+            "start": (marks.think_open, marks.tool_open),
+            "reasoning": (marks.think_close, marks.tool_open),
+            "tool": (marks.tool_close,),
+            "content": (marks.tool_open,),
+        }
+        self._tags = {state: [tag for tag in ends if tag is not None] for state, ends in tags.items()}
+        """What ends each state."""
         self._state: Literal["start", "reasoning", "content", "tool"] = state
         self.held = ""
         """Text that may become a tag."""
@@ -55,7 +63,7 @@ class Splitter:
             opening = self._marks.think_open
             if opening is None or not (self.held.startswith(opening) or opening.startswith(self.held)):
                 self._state = "content"
-        tags = self._tags()
+        tags = self._tags[self._state]
         found = min(((at + len(tag), at, tag) for tag in tags if (at := self.held.find(tag)) >= 0), default=None)
         if found is None:
             self._show(pieces, len(self.held) - max((overlap(self.held, tag) for tag in tags), default=0))
@@ -73,14 +81,3 @@ class Splitter:
             self._state = "reasoning" if self._state == "start" else "content"
             self.held = self.held[len(tag) :]
         return True
-
-    def _tags(self) -> list[str]:
-        """What ends the present state."""
-        marks = self._marks
-        tags = {
-            "start": (marks.think_open, marks.tool_open),
-            "reasoning": (marks.think_close, marks.tool_open),
-            "tool": (marks.tool_close,),
-            "content": (marks.tool_open,),
-        }
-        return [tag for tag in tags[self._state] if tag is not None]

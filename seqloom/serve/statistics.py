@@ -29,6 +29,8 @@ class EngineStatistics:
     """Guesses by place after the newest token."""
     accepted: list[int]
     """Those of them that were right, as all before them."""
+    graphs: str
+    """on, with the number of decode steps that were recorded, or off and why."""
     tokens_in: int
     """Of all prompts taken."""
     tokens_out: int

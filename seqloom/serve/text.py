@@ -33,6 +33,7 @@ class Detokenizer:
             before: the tokens that the text continues; their own text is not shown, and only the last ones matter.
         """
         self._decode = tokenizer.decode
+        self._lengths: dict[int, int] = {}
         self._ids = list(before[-_CONTEXT_TOKENS:])
         self._settled = len(self._ids)
         text = self._decode(self._ids)
@@ -54,7 +55,7 @@ class Detokenizer:
             self._settled = len(self._ids)
         else:  # a token without text, which as context would pass for the beginning of a text
             self._ids.pop()
-        self._shown = len(self._decode(self._ids)) - waiting
+        self._shown = self._length() - waiting
         return new
 
     def flush(self) -> str:
@@ -67,6 +68,15 @@ class Detokenizer:
         self._ids = self._ids[: self._settled]
         self._shown = len(self._decode(self._ids))
         return text
+
+    def _length(self) -> int:
+        """Of the text of the tokens kept; mostly it is one token, whose text is decoded once."""
+        if len(self._ids) != 1:
+            return len(self._decode(self._ids))
+        (token,) = self._ids
+        if token not in self._lengths:
+            self._lengths[token] = len(self._decode(self._ids))
+        return self._lengths[token]
 
 
 class StopStrings:
@@ -84,6 +94,8 @@ class StopStrings:
         """The text that can no longer be part of a stop string; nothing once one was seen."""
         if self.stopped:
             return ""
+        if not self._stop:
+            return text
         self._held += text
         found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if found:
@@ -102,4 +114,8 @@ class StopStrings:
 
 def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
-    return next((length for length in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:length])), 0)
+    tail = text[max(0, len(text) - len(stop) + 1) :]
+    while tail and not stop.startswith(tail):
+        begin = tail.find(stop[0], 1)
+        tail = tail[begin:] if begin > 0 else ""
+    return len(tail)

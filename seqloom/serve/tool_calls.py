@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from seqloom.serve.call_forms import JsonCall, MalformedCallError, Tools, XmlCall
+from seqloom.serve.call_forms import JsonCall, MalformedCallError, XmlCall
+from seqloom.serve.call_types import Tools
 from seqloom.serve.marks import TOOL_CLOSE, TOOL_OPEN
 from seqloom.serve.text import overlap
 

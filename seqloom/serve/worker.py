@@ -16,9 +16,11 @@ Whatever ends this process, the server in front lives on and starts another one.
 
 A grammar is compiled in a thread before its request is submitted, so that a heavy one keeps no other waiting.
 Standard output belongs to the frames: whatever else is printed goes to standard error. A broken pipe ends the process.
+The modules are loaded before the first message is waited for, so that a process may stand ready to follow another.
 """
 
 import dataclasses
+import gc
 import os
 import queue
 import signal
@@ -28,9 +30,10 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Protocol
 
-from seqloom.core.errors import ConfigError, DataError, SeqloomError
-from seqloom.data.template_worker import receive, send
+from seqloom.core.errors import ConfigError, SeqloomError
+from seqloom.data.template_worker import HEADER, receive, send
 from seqloom.serve.config import Grammar, Sampling
+from seqloom.serve.update import update
 
 STATISTICS_SECONDS = 0.5
 _COMPILERS = 2
@@ -98,7 +101,9 @@ class Worker:
     def _take(self, patience: float) -> bool:
         """Do what was asked for; waits for it only while there is nothing to compute. False: it is over."""
         try:
-            message = self._inbox.get_nowait() if self._requests else self._inbox.get(timeout=patience)
+            if self._requests and self._inbox.empty():  # asked once a turn
+                return True
+            message = self._inbox.get(timeout=patience)
             while True:
                 if message is None or message["do"] == "stop":
                     return False
@@ -150,35 +155,17 @@ class Worker:
             identity = self._ids.get(request)
             if identity is None:
                 continue
-            updates.append({"id": identity, **update(request, progress=identity in self._progress)})
+            updates.append(update(identity, request, progress=identity in self._progress))
             if request.finish_reason is not None:
                 self._forget(identity)
         if updates:
-            send(self._sink, {"updates": updates})
+            data = f'{{"updates":[{",".join(updates)}]}}'.encode("ascii")
+            self._sink.write(HEADER.pack(len(data)) + data)
+            self._sink.flush()
 
     def _forget(self, identity: int) -> None:
         del self._ids[self._requests.pop(identity)]
         self._progress.discard(identity)
-
-
-def update(request: Any, *, progress: bool) -> Message:
-    """What is new of a request since the last turn; one that cannot be answered as it is asked for is refused.
-
-    Args:
-        progress: tell what it took so far, which is else told in the end.
-    """
-    fresh, finish = request.fresh, request.finish_reason
-    found: Message = {"pieces": fresh.pieces, "tokens": fresh.token_ids}
-    for name in ("logprobs", "prompt_logprobs"):
-        if choices := getattr(fresh, name):
-            found[name] = [(choice.logprob, choice.top) for choice in choices]
-    if finish is not None:
-        found["finish"] = "refused" if isinstance(request.failure, ConfigError | DataError) else finish
-        if request.error is not None:
-            found["error"] = request.error
-    if progress or finish is not None:
-        found["usage"] = dataclasses.asdict(request.usage)
-    return found
 
 
 def read_sampling(given: Message) -> Sampling:
@@ -199,13 +186,16 @@ def read_marks(given: Message | None) -> Any:
 def main() -> None:
     """Open the engine that the first message names, and serve."""
     source, sink = take_pipes()
-    opening = receive(source)
-    if opening is None:
-        return
+    gc.disable()  # nothing of what modules make is garbage, and looking for it takes a seventh of the time
     import torch
 
     from seqloom.serve.engine import Engine
 
+    gc.enable()
+    gc.freeze()
+    opening = receive(source)
+    if opening is None:
+        return
     if opening["threads"] is not None:
         torch.set_num_threads(opening["threads"])
     try:

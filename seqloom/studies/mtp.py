@@ -1,8 +1,8 @@
 """How many guesses of the prediction block are right, and what they gain?
 
-A trained model continues passages of held-out text one by one, with every number of guesses from none to seven, taking
-the likeliest token and by sampling. Guesses must never change a text. Without a model two are trained that differ in
-one thing: how far ahead their block learned to look.
+A trained model continues passages of held-out text one by one, with every number of guesses from none to seven and with
+the number that the engine finds by itself, taking the likeliest token and by sampling. Guesses must never change a
+text. Without a model two are trained that differ in one thing: how far ahead their block learned to look.
 Papers: Nemotron 3 white paper (arXiv 2512.20856) and Super and Ultra reports, MTP sections.
 """
 
@@ -17,7 +17,7 @@ from seqloom.data.config import SourceConfig
 from seqloom.serve.config import Sampling
 from seqloom.studies import mtp_tables as tables
 from seqloom.studies.measured import measured
-from seqloom.studies.mtp_tables import DEPTHS, GIVEN, GREEDY, SAMPLED, Drafted
+from seqloom.studies.mtp_tables import AUTO, DEPTHS, GIVEN, GREEDY, SAMPLED, Drafted
 from seqloom.studies.paired import text_run
 from seqloom.studies.study import Findings
 from seqloom.systems.hybrid_lm.config import (
@@ -99,9 +99,7 @@ def findings(options: Options, found: dict[str, Drafted], machine: str) -> Findi
         remarks=[
             "A guess is kept exactly where it is the token that would have been drawn in its place, from the same "
             "noise; texts are therefore equal token by token, sampled ones too, and not only alike in distribution.",
-            "What a pass costs, in plain steps, is the tokens of a pass over the gain in time, and holds the guessing. "
-            "A small model on a processor is bound by the calls and products of a step, not by reading weights as the "
-            "paper's accelerators are.",
+            "What a pass costs, in plain steps, is the tokens of a pass over the gain in time, and holds the guessing.",
         ],
         charts=tables.charts(found),
         data={"drafted": found},
@@ -126,19 +124,21 @@ def drafted(source: Path, options: Options, lengths: list[int]) -> Drafted:
     """
     from seqloom.serve.engine import Engine
 
+    ways: list[Any] = [0, *lengths, AUTO]
     engine = Engine(source, 1, prefix_cache=False)
     if engine.model.mtp is None:
         raise ConfigError(f"--model: {source} has no prediction block, and this study is about what one guesses")
     passages = _passages(source, options, engine.model.vocab_size)
     engine.generate(passages[:1], Sampling(max_tokens=4), max(lengths))  # warms up
+    most = len(engine.statistics.drafted)
     found: Drafted = {}
     for way, temperature in ((GREEDY, 0.0), (SAMPLED, 1.0)):
-        counts = found[way] = {str(length): _nothing(length) for length in (0, *lengths)}
+        counts = found[way] = {str(length): _nothing(most if length == AUTO else length) for length in ways}
         for number, passage in enumerate(passages):
             sampling = Sampling(temperature=temperature, max_tokens=options.answer, seed=number)
-            order = [0, *lengths] if number % 2 else [*reversed(lengths), 0]
+            order = ways if number % 2 else ways[::-1]
             texts = {length: _continued(engine, passage, sampling, length, counts[str(length)]) for length in order}
-            for length in lengths:
+            for length in ways[1:]:
                 counts[str(length)]["same"] += texts[length] == texts[0]
     return found
 
@@ -147,7 +147,7 @@ def _nothing(length: int) -> dict[str, Any]:
     return {"seconds": 0.0, "tokens": 0, "offered": [0] * length, "accepted": [0] * length, "same": 0, "texts": 0}
 
 
-def _continued(engine: Any, passage: list[int], sampling: Sampling, length: int, count: dict[str, Any]) -> list[int]:
+def _continued(engine: Any, passage: list[int], sampling: Sampling, length: Any, count: dict[str, Any]) -> list[int]:
     """Write one continuation, and add what it took and what was guessed."""
     before, start = engine.statistics, time.perf_counter()
     (completion,) = engine.generate([passage], sampling, length)
@@ -160,7 +160,8 @@ def _continued(engine: Any, passage: list[int], sampling: Sampling, length: int,
         count[name] = [known + new - old for known, new, old in zip(count[name], now, then, strict=False)]
     count["tokens"] += len(completion.token_ids)
     count["texts"] += 1
-    return completion.token_ids
+    written: list[int] = completion.token_ids
+    return written
 
 
 def _passages(source: Path, options: Options, vocab_size: int) -> list[list[int]]:

@@ -20,6 +20,8 @@ PAPER = {
 KINDS: tuple[SsmFormat, ...] = ("fp16", "int8", "fp8")
 FREE, STALL = 1e-3, 5.0
 """What counts as no loss, as a share; and how many times the error of stochastic rounding a stalled state has."""
+NOTHING = 1e-6
+"""Nats of drift that change no answer, whichever rounding has less of them."""
 
 
 def _gap(decoded: dict[str, Any], name: str) -> Difference:
@@ -34,6 +36,10 @@ def _drift(decoded: dict[str, Any], name: str) -> float:
     return mean(mean(case["drift"]) for case in _of(decoded, name))
 
 
+def _millionths(drift: float) -> str:
+    return f"{1e6 * drift:.4f}" if 0 < drift < NOTHING / 10 else f"{1e6 * drift:,.3g}"
+
+
 def _of(found: dict[str, Any], name: str) -> list[Any]:
     """What was measured of a format, by seed."""
     return [case for each, case in found.items() if each.split(" ")[0] == name or each == name]
@@ -43,10 +49,10 @@ def paper_table(decoded: dict[str, Any]) -> Table:
     rows = [
         (
             name,
-            f"{accuracy:+.2f} %",
-            f"{verbosity:+.2f} %",
+            f"{accuracy:+.2f}%",
+            f"{verbosity:+.2f}%",
             shown(_gap(decoded, name)),
-            f"{1e3 * _drift(decoded, name):.3g}",
+            _millionths(_drift(decoded, name)),
         )
         for name, (accuracy, verbosity) in PAPER.items()
     ]
@@ -54,7 +60,7 @@ def paper_table(decoded: dict[str, Any]) -> Table:
         title="Paper and here, against an FP32 state",
         headings=("state", "paper: accuracy lost", "paper: longer answers", "here: loss", "here: drift"),
         rows=rows,
-        note="Drift is KL(FP32 || format) in thousandths of a nat per token; ± is the 95 % interval over seeds.",
+        note="Drift is KL(FP32 || format) in millionths of a nat per token; ± is the 95% interval over seeds.",
     )
 
 
@@ -68,7 +74,7 @@ def text_table(decoded: dict[str, Any]) -> Table:
                 name,
                 f"{found[0]['bytes'] / 1024:.1f}",
                 f"{mean(case['nats'] for case in found):.5f}",
-                *(f"{1e3 * each:.3g}" for each in quarters),
+                *map(_millionths, quarters),
                 f"{mean(case['another'] for case in found):.2%}",
             )
         )
@@ -76,7 +82,8 @@ def text_table(decoded: dict[str, Any]) -> Table:
         title="Held-out text, token by token",
         headings=("state", "KiB a row", "nats", *(f"drift {n}/4" for n in range(1, 5)), "another likeliest token"),
         rows=rows,
-        note="Drift by quarter of the passage. KiB of all layers after the last token, keys and values included.",
+        note="Drift in millionths of a nat, by quarter of the passage. KiB of all layers after the last token, with "
+        "keys and values.",
     )
 
 
@@ -89,7 +96,8 @@ def recurrence_table(bare: dict[str, dict[str, float]]) -> Table:
         title="Error of the bare recurrence at its end",
         headings=("state", *SITUATIONS),
         rows=rows,
-        note="What is read of an entry that comes or goes while another one is kept, against what is true.",
+        note="What is read of an entry that comes or goes while another one is kept, against what is true. Near or "
+        "above 100%, nothing of an entry that comes has arrived.",
     )
 
 
@@ -100,7 +108,7 @@ def stalls(bare: dict[str, dict[str, float]], kind: str) -> Claim:
     return Claim(
         name=f"{kind} stalls",
         says=f"A slow {kind.upper()} state stalls under nearest rounding and keeps its mean under stochastic rounding.",
-        paper=f"answers {longer[0]:.2f} % longer with nearest, {longer[1]:.2f} % with stochastic rounding",
+        paper=f"answers {longer[0]:.2f}% longer with nearest, {longer[1]:.2f}% with stochastic rounding",
         here=f"error {nearest:.2%} with nearest, {stochastic:.2%} with stochastic rounding",
         holds=nearest > STALL * stochastic,
     )
@@ -109,9 +117,9 @@ def stalls(bare: dict[str, dict[str, float]], kind: str) -> Claim:
 def free(decoded: dict[str, Any]) -> Claim:
     gap = _gap(decoded, "fp16_sr")
     return Claim(
-        name="fp16_sr",
+        name="fp16_sr is free",
         says="An FP16 state with stochastic rounding costs nothing.",
-        paper="-0.32 % accuracy lost",
+        paper="-0.32% accuracy lost",
         here=f"loss {shown(gap)}; counted as nothing up to {FREE:.1%}",
         holds=gap.mean + (gap.half or 0.0) < FREE,
     )
@@ -120,11 +128,12 @@ def free(decoded: dict[str, Any]) -> Claim:
 def nearer(decoded: dict[str, Any], kind: str) -> Claim:
     lost = [PAPER[name][0] for name in (f"{kind}_sr", kind)]
     stochastic, nearest = (_drift(decoded, name) for name in (f"{kind}_sr", kind))
+    idle = "; neither is enough to change an answer" if max(stochastic, nearest) < NOTHING else ""
     return Claim(
         name=f"{kind} on text",
         says=f"With an {kind.upper()} state a model stays nearer to itself when rounding is stochastic.",
-        paper=f"accuracy lost {lost[0]:.2f} % against {lost[1]:.2f} %",
-        here=f"drift {1e3 * stochastic:.3g} against {1e3 * nearest:.3g} thousandths of a nat",
+        paper=f"accuracy lost {lost[0]:.2f}% against {lost[1]:.2f}%",
+        here=f"drift {_millionths(stochastic)} against {_millionths(nearest)} millionths of a nat{idle}",
         holds=stochastic < nearest,
     )
 
@@ -132,7 +141,7 @@ def nearer(decoded: dict[str, Any], kind: str) -> Claim:
 def keys_values(decoded: dict[str, Any]) -> Claim:
     gap = _gap(decoded, KV)
     return Claim(
-        name=KV,
+        name=f"{KV} is free",
         says="Keys and values in FP8 cost nothing.",
         paper="Super in FP8 with its KV cache: MMLU-Pro 83.63 against 83.73",
         here=f"loss {shown(gap)}; counted as nothing up to {FREE:.1%}",

@@ -41,6 +41,8 @@ from seqloom.train.checks import (
     refuse_too_large,
     refuse_what_would_not_learn,
 )
+from seqloom.train.delayed_scales import remember
+from seqloom.train.heap import kept_heap
 from seqloom.train.interrupt import Interrupted, StopRequest
 from seqloom.train.monitors import Monitor
 from seqloom.train.observer import Observer, StartReport
@@ -85,7 +87,7 @@ def train(run: Run, folder: str | Path, watch: Observer | None = None) -> RunFol
 def _train(run: Run, device: torch.device, place: RunFolder, watch: Observer, stop: StopRequest) -> RunFolder:
     """`train` on one of the ranks, or alone."""
     base = run.base()
-    with stop, place.lock(), _threads(run.train.threads):
+    with stop, place.lock(), _threads(run.train.threads), kept_heap():
         kept = stop.attempt(lambda: identity(base) if base else None)
         found = stop.attempt(lambda: place.open_latest(watch.on_message))
         if stop.signal:
@@ -241,6 +243,7 @@ def _step(run: Run, task: Task, state: TrainState, monitor: Monitor, chosen: Cho
     norm = state.norm(gradients) / units
     objective = loss / units
     refuse_not_finite(objective, norm, model, task, batch, step)
+    remember(model)
     chosen.read(model)
     clip = run.train.clip_norm
     rate = factor(step, run.train.steps, run.train.schedule)

@@ -5,8 +5,9 @@
 orthogonal(U) drives the singular values of U near 1 and leaves its singular vectors alone (see ops.orthogonalise).
 Every update then has the spectral norm that fits its shape, so one rate serves all widths.
 
-A parameter [..., rows, columns] is a stack of independent matrices (experts), and all matrices of one shape in a
-model, or of its transpose, are orthogonalised in one batch: small models would otherwise spend their time in calls.
+A parameter [..., rows, columns] is a stack of independent matrices (experts). On a CPU each matrix goes through its
+whole step at a stretch, in C++. Elsewhere all matrices of one shape in a model, or of its transpose, are orthogonalised
+in one batch: small models would otherwise spend their time in calls.
 A matrix whose pieces lie on several ranks is put together first, one at a time, and each rank applies its piece.
 
 Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", with its scale rule; decoupled
@@ -22,7 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqloom.ops.orthogonalise import orthogonalise
+from seqloom.ops.kernels import chosen
+from seqloom.ops.orthogonalise import COEFFICIENTS, ITERATIONS, orthogonalise
 
 
 class Dealt(NamedTuple):
@@ -56,15 +58,20 @@ class Muon(torch.optim.Optimizer):
         """Take one step with the gradients at hand; parameters without one are left alone."""
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+            plain: list[Tensor] = []
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 if p in self._dealt:
                     self._step_dealt(p, group, self._dealt[p])
+                elif _plain(p):
+                    plain.append(p)
                 else:
                     alike[tuple(sorted(p.shape[-2:]))].append(p)
             for params in alike.values():
                 self._step_alike(params, group)
+            if plain:
+                self._step_plain(plain, group)
 
     def _step_alike(self, params: list[Tensor], group: dict[str, Any]) -> None:
         stacks = [_wide(self._momentum(p, group["momentum"])) for p in params]
@@ -72,6 +79,13 @@ class Muon(torch.optim.Optimizer):
         for p, update in zip(params, updates, strict=True):
             rows, columns = p.shape[-2:]
             self._apply(p, (update.mT if rows > columns else update).reshape(p.shape), rows, columns, group)
+
+    def _step_plain(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        from seqloom.ops.native.orthogonalise import muon_step_native
+
+        tensors = [(p, p.grad, self._remembered(p)) for p in params if p.grad is not None]
+        rates = [_rate(p.shape[-2], p.shape[-1], group) for p in params]
+        muon_step_native(tensors, group["momentum"], _keep(group), rates, COEFFICIENTS, ITERATIONS)
 
     def _step_dealt(self, p: Tensor, group: dict[str, Any], dealt: Dealt) -> None:
         whole = dealt.join(self._momentum(p, group["momentum"]))
@@ -82,16 +96,35 @@ class Muon(torch.optim.Optimizer):
 
     @staticmethod
     def _apply(p: Tensor, update: Tensor, rows: int, columns: int, group: dict[str, Any]) -> None:
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(update.to(p.dtype), alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+        p.mul_(_keep(group))
+        p.add_(update.to(p.dtype), alpha=-_rate(rows, columns, group))
 
     def _momentum(self, p: Tensor, momentum: float) -> Tensor:
         assert p.grad is not None
+        remembered = self._remembered(p).lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(remembered, momentum)
+
+    def _remembered(self, p: Tensor) -> Tensor:
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(state["momentum"], momentum)
+        return state["momentum"]
+
+
+def _keep(group: dict[str, Any]) -> float:
+    """What is left of a weight after its decay."""
+    return 1 - group["lr"] * group["weight_decay"]
+
+
+def _rate(rows: int, columns: int, group: dict[str, Any]) -> float:
+    return group["lr"] * math.sqrt(max(1.0, rows / columns))
+
+
+def _plain(p: Tensor) -> bool:
+    """Whether the step in C++ serves a parameter."""
+    if p.dtype != torch.float32 or not p.is_contiguous():
+        return False
+    return chosen("orthogonalise", p.device, p.dtype, p, p.grad) == "native"
 
 
 def _wide(update: Tensor) -> Float[Tensor, "N R C"]:

@@ -6,6 +6,7 @@ A step folder holds the public model folder and beside it:
     state.json          position, units seen, seconds spent, batches left out, digest of the data
     run.yaml            the resolved run
     task.safetensors    only if batches depend on earlier ones: environments and what else the task goes on from
+    amax.safetensors    only with delayed scaling: what earlier steps saw
     base.json           only if the run began with a model folder: which one that was
 
 Data has no loader state: a batch is a pure function of seed and number, and its number is that of the step plus the
@@ -25,6 +26,7 @@ from seqloom.core.config import to_yaml
 from seqloom.core.errors import CheckpointError, DataError
 from seqloom.core.seeds import capture_rng, restore_rng
 from seqloom.numerics.place import Clock
+from seqloom.train.delayed_scales import recall, remembered
 from seqloom.train.optimizers import Optimizers
 from seqloom.train.run import Run
 from seqloom.train.task import Task
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 OPTIMIZER, RNG, TASK, STATE, RUN = "optim.safetensors", "rng.safetensors", "task.safetensors", "state.json", "run.yaml"
+AMAX = "amax.safetensors"
 
 
 class StepContents(NamedTuple):
@@ -50,6 +53,7 @@ class StepContents(NamedTuple):
     optimizer: dict[str, Tensor]
     rng: dict[str, Tensor]
     task: dict[str, Tensor]
+    amax: dict[str, Tensor]
     facts: dict[str, Any]
     base: dict[str, str] | None
     copied: bool = False
@@ -64,6 +68,8 @@ class StepContents(NamedTuple):
         save_tensors(folder / RNG, self.rng)
         if self.task:
             save_tensors(folder / TASK, self.task)
+        if self.amax:
+            save_tensors(folder / AMAX, self.amax)
         (folder / STATE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
         (folder / RUN).write_text(to_yaml(run), encoding="utf-8")
 
@@ -136,10 +142,10 @@ class TrainState:
             "left_out": self.left_out.copy(),
             "data": task.fingerprint(),
         }
-        optimizer, rng = self.optimizers.state(), capture_rng()
+        optimizer, rng, amax = self.optimizers.state(), capture_rng(), remembered(self.model)
         if self.spread is None:
-            return StepContents(self.model, optimizer, rng, task.state(), facts, self.base)
-        return StepContents(*self.spread.gather(optimizer), rng, task.state(), facts, self.base, copied=True)
+            return StepContents(self.model, optimizer, rng, task.state(), amax, facts, self.base)
+        return StepContents(*self.spread.gather(optimizer), rng, task.state(), amax, facts, self.base, copied=True)
 
     def read(self, folder: Path, task: Task) -> None:
         """Go back to a step folder written by the same run.
@@ -164,5 +170,6 @@ class TrainState:
             self.optimizers.load(dict(self.spread.optimizer_pieces(folder, Path(OPTIMIZER).stem)))
         restore_rng(load_tensors(folder / RNG))
         task.load_state(load_tensors(folder / TASK) if (folder / TASK).exists() else {})
+        recall(self.model, load_tensors(folder / AMAX) if (folder / AMAX).exists() else {})
         self.step, self.units, self.seconds = facts["step"], facts["units"], facts["seconds"]
         self.left_out = [(first, last) for first, last in facts.get("left_out", [])]

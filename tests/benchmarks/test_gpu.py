@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from serve.recorder import Repeats
 
-from benchmarks import gpu, gpu_gates
+from benchmarks import gpu, gpu_gates, gpu_serve
 from benchmarks.__main__ import main
 from benchmarks.case import Disagreement
+from benchmarks.models import build
+from benchmarks.pairing import OURS
+from seqloom.serve.captured import DecodeStep
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
@@ -31,6 +35,19 @@ def test_gates_let_pass_what_agrees_and_stop_what_does_not(op: str) -> None:
     )
     with pytest.raises(Disagreement, match="are off by"):
         gpu_gates.gate(off, "fp32")
+
+
+def test_the_gate_of_serving_wants_the_same_answers_recorded_and_not() -> None:
+    model = build(gpu_serve.GATED, "fp32").eval()
+    recorder = Repeats()
+    recorded = gpu_serve.engine_of(model, 8)
+    scheduler = recorded._scheduler
+    scheduler.decode = DecodeStep(model, scheduler.cache, 8, recorder)
+    single = gpu_serve.answered(gpu_serve.single_calls(gpu_serve.engine_of(model, 8)), 0)
+    assert gpu_serve.same({OURS: gpu_serve.answered(recorded, 3), "single_calls": single}) == {"equal_answers": 12}
+    assert recorder.replayed > recorder.recorded > 3
+    with pytest.raises(Disagreement, match="answer 11 differs from that of cpu at token 0 of 41"):
+        gpu_serve.same({OURS: single, "cpu": [*single[:11], [-1]]})
 
 
 def test_a_gate_stops_what_gives_other_bits_in_a_second_run() -> None:

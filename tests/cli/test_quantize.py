@@ -12,8 +12,8 @@ from seqloom.core.errors import CheckpointError
 def test_a_run_is_quantized_and_told_what_it_costs(
     trained: Trained, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "new"
-    main(["quantize", str(trained.folder), "--out", str(out), "--recipe", "fp8", "--rows", "4"])
+    out = trained.folder.with_name(f"{trained.folder.name}-fp8")  # where it is written if nothing else is said
+    main(["quantize", str(trained.folder), "--recipe", "fp8", "--rows", "4"])
     shown = capsys.readouterr().out
     assert "backbone.layers.0.mixer.in_proj" in shown
     assert "with quantized weights and activations" in shown

@@ -6,7 +6,8 @@ import pytest
 import torch
 from serve.toy_model import D, ToyPages, ToySlots
 
-from seqloom.nn.cache import HybridCache, Mark, Room
+from seqloom.nn.cache import HybridCache, Mark
+from seqloom.nn.stores import Room
 
 ROWS, PAGES, SIZE = 5, 14, 4
 
@@ -31,7 +32,7 @@ class Texts:
         paged.append(torch.tensor(tokens)[None, :, None].expand(-1, -1, D + 1).float())
 
     def check(self, row: int, text: list[int], followed: list[int]) -> None:
-        pages = self.cache._tables[row].tolist()
+        pages = self.cache._pool.tables[row].tolist()
         assert self.cache.lengths[row] == len(text)
         assert self.backbone.of(pages, len(text))[:, 0].tolist() == text
         assert self.draft.of(pages, len(followed))[:, 0].tolist() == followed
@@ -102,7 +103,7 @@ def test_rows_hold_what_they_have_seen(seed: int) -> None:
         for index, (seen, followed) in enumerate(rows):
             texts.check(index, seen, followed)
         assert cache.free_pages == PAGES - len(
-            {page for held in cache._held for page in held} | {page for mark, _ in marks for page in mark.pages}
+            {page for held in cache._pool.held for page in held} | {page for mark, _ in marks for page in mark.pages}
         )
     assert refused
     assert guesses

@@ -74,7 +74,7 @@ class Mixing:
         picked = [self._projected[s, list(p)] for s, p in zip(sequences, places, strict=True)]
         xbc, dt = torch.stack(picked).split([self.mixer.conv_channels, self.mixer.heads], -1)
         m = self.mixer
-        view = store.rows(first, len(sequences), guessed=guessed)
+        view = store.rows(first, len(sequences), guessed, AHEAD)
         return view.mix(xbc, dt, m.conv1d.weight[:, 0], m.conv1d.bias, m.dt_bias, m.A_log, m.D)
 
     def alone(self, sequence: int, length: int = LENGTH) -> tuple[Tensor, MambaSlots]:

@@ -19,7 +19,7 @@ from seqloom.nn.state_formats import StateFormats
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 from seqloom.systems.hybrid_lm.model import make_layer
-from tiny_models import VARIANTS, Nothing, excite, make
+from tiny_models import VARIANTS, Nothing, draft_states, excite, make
 
 FORMATS = get_args(NarrowFormat)
 TOLERANCE = {"bf16": 3e-2, "fp16": 3e-3, "fp16_sr": 3e-3, "int8": 3e-2, "int8_sr": 5e-2, "fp8": 1e-1, "fp8_sr": 2e-1}
@@ -225,7 +225,7 @@ def test_a_model_keeps_all_its_states_in_the_formats_it_is_told() -> None:
     model = make("mtp")
     before = sum(state.nbytes for state in model.new_states(1) if state is not None)
     model.keep_states(StateFormats(keys_values="fp8", ssm="int8_sr"))
-    states = [*model.new_states(1), *model.mtp.new_states(1)]
+    states = [*model.new_states(1), *draft_states(model, 1)]
     assert {type(state) for state in states} == {NarrowMambaState, FP8KVState, type(None)}
     after = sum(state.nbytes for state in model.new_states(1) if state is not None)
     assert after < before

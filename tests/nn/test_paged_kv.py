@@ -156,7 +156,7 @@ def test_a_copied_page_is_the_page(format: KVFormat) -> None:
     assert torch.equal(others, y[:, 20:])
     assert store.nbytes == before
     per_number = 1 if format == "fp8" else 4
-    assert before == 2 * PAGES * PAGE_TOKENS * layer.mixer.kv_heads * layer.mixer.head_width * per_number
+    assert before == 2 * (PAGES + 1) * PAGE_TOKENS * layer.mixer.kv_heads * layer.mixer.head_width * per_number
 
 
 @pytest.mark.parametrize("page_tokens", [0, 8, 48, 100, 512])

@@ -10,6 +10,7 @@ from seqloom.core.config import parse, to_data
 from seqloom.core.errors import ConfigError
 from seqloom.nn.linear import Linear
 from seqloom.nn.lora import Factors, attach
+from seqloom.numerics.decision_table import decision_lines
 from seqloom.numerics.precision import PrecisionConfig, PrecisionRule, apply_precision, describe_precision
 from seqloom.numerics.recipes import PRESETS, PRODUCTS, Fp8Options, MorOptions, Nvfp4Options
 from seqloom.systems.hybrid_lm.recipes import tiny
@@ -86,6 +87,20 @@ def test_applying_again_leaves_nothing_of_the_recipe_before(model: nn.Module):
     assert set(found.values()) == {"fp32"}
     assert not any(getattr(module, "products", None) or getattr(module, "places", None) for module in model.modules())
     assert set(model.state_dict()) == names
+
+
+def test_the_table_is_told_by_kind_of_layer(model: nn.Module):
+    lines = decision_lines(table(model, "nvfp4_super"))
+    found = [" ".join(line.split()) for line in lines]
+    assert {"(model) bf16", "lm_head bf16", "mtp.layers.*.eh_proj bf16 0"} <= set(found)
+    assert "backbone.layers.*.mixer.in_proj nvfp4 0 2 5" in found
+    assert "backbone.layers.*.mixer.out_proj mxfp8 0 2 5" in found
+    assert [line for line in found if ".mixer.experts " in line] == [
+        "backbone.layers.*.mixer.experts nvfp4 4", "backbone.layers.*.mixer.experts bf16 6",
+        "mtp.layers.*.mixer.experts bf16 1",
+    ]  # fmt: skip
+    layers = {f"layers.{n}.up_proj": "fp8" for n in (0, 1, 2, 4)}
+    assert decision_lines(layers) == ["layers.*.up_proj  fp8  0-2 4"]
 
 
 def test_the_share_of_what_is_kept_is_that_of_the_shapes():

@@ -14,14 +14,14 @@ from seqloom.core.distributed import Axis
 from seqloom.nn.linear import Linear
 from seqloom.nn.mlp import Mlp
 from seqloom.numerics.hadamard import DEFAULT_SIGNS
-from seqloom.numerics.place import Clock, Place, Shared, events, spoilt_operands
+from seqloom.numerics.place import Clock, Place, Shared, events, spoilt_operands, used_again
 from seqloom.numerics.precision import PrecisionConfig, PrecisionRule, apply_precision
 from seqloom.numerics.quantized import quantize
 from seqloom.numerics.recipes import PRODUCTS, Fp8Options, MorOptions, Nvfp4Options, Operand, Products, products
 from seqloom.ops.quantized_linear import quantized_linear
 
 TOKENS, INPUTS, OUTPUTS = 21, 40, 24  # no multiple of any block
-FORMATS = ("fp8", "fp8_blockwise", "mxfp8", "nvfp4", "mxfp4")
+FORMATS = ("fp8", "fp8_delayed", "fp8_blockwise", "mxfp8", "nvfp4", "mxfp4")
 
 
 def operands(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -90,6 +90,10 @@ def test_random_numbers_depend_on_the_place_and_time_alone():
     products_of(x, w, dy, how, Place("b", clock))  # another layer draws in between
     again = products_of(x, w, dy, how, Place("a", clock))
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    with used_again(1):
+        second = products_of(x, w, dy, how, Place("a", clock))
+    assert torch.equal(first[0], second[0])
+    assert not any(torch.equal(one, other) for one, other in zip(first[1:], second[1:], strict=True))
     clock.begin(0, 1)
     later = products_of(x, w, dy, how, Place("a", clock))
     assert torch.equal(first[0], later[0])
@@ -276,7 +280,7 @@ def test_events_are_those_of_one_step_and_not_counted_twice_by_recomputation():
     assert {sum(count.values()) for count in events(model).values()} == {0}
 
 
-@pytest.mark.parametrize("name", ["fp8", "nvfp4", "mor_tensor"])
+@pytest.mark.parametrize("name", ["fp8", "fp8_delayed", "nvfp4", "mor_tensor"])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_what_is_cut_over_ranks_has_the_scale_of_the_whole(name: str, dim: int, monkeypatch: pytest.MonkeyPatch):
     """Two ranks, one after the other: at first each with its own largest magnitudes, which are noted, then with those

@@ -9,6 +9,7 @@ from serve.byte_tokens import ByteTokens
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from seqloom.core.errors import ConfigError, NumericsError
+from seqloom.serve.call_grammar import offered_calls
 from seqloom.serve.channels import ChannelMarks, Piece
 from seqloom.serve.choosing import Choice, Chooser
 from seqloom.serve.config import Grammar, Sampling
@@ -250,3 +251,22 @@ def test_a_finished_grammar_ends_even_before_min_tokens() -> None:
     sampling = Sampling(seed=1, min_tokens=50, grammar=Grammar(kind="regex", text="abc"))
     last, texts = channel_texts(chooser(sampling), list(rows(10)))
     assert (last.ends, texts) == ("eos", {"content": "abc"})
+
+
+@pytest.mark.parametrize("tags", [TAGS, ()], ids=["tokens", "text"])
+def test_a_call_that_opens_while_thinking_keeps_to_the_grammar_or_is_free(tags: tuple[str, ...]) -> None:
+    pytest.importorskip("llguidance")
+    tokenizer = ByteTokens(*tags)
+    count = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    strict = offered_calls("json", [{"name": "act", "strict": True, "parameters": count}], tokenizer)
+    begun = 'hm <tool_call>\n{"name": "act", "arguments": {"n": '
+
+    def follows(grammar: Grammar | None, text: str) -> bool:
+        choosing = chooser(Sampling(temperature=0, grammar=grammar), None, *tags, starts_thinking=True)
+        ids = tokenizer.encode(text, specials=True)
+        return [choosing.choose(torch.zeros(V).index_fill_(0, torch.tensor(token), 9.0)).token for token in ids] == ids
+
+    assert follows(strict, begun + "3}}\n</tool_call> Done.")
+    assert not follows(strict, begun + '"')
+    assert follows(Grammar(kind="json"), begun + '"x</tool_call>{}')
+    assert not follows(Grammar(kind="json"), begun + '"x</tool_call>[')

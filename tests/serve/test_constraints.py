@@ -114,8 +114,8 @@ SCHEMA = json.dumps(
         (
             "json_schema",
             SCHEMA,
-            ['{"name": "日本 😀"}', '{"name":"x","value":[1,2.5]}', '{ "name" : "  ","value":[ 1 ] }'],
-            ['{"value":[1]}', '{"name":3}', "[", '{"name":  "x"}', '{\n"name": "x"}'],
+            ['{"name": "日本 😀"}', '{"name":"x","value":[1,2.5]}', '{\n  "name" : "  ",\n\t"value":[ 1 ]\n}'],
+            ['{"value":[1]}', '{"name":3}', "[", '{"name":  "x"}', '{\n\n"name": "x"}', "{\n" + " " * 25],
         ),
         ("json", "", ['{"a": [1, {"b": null}]}', "{}"], ["[1]", "3", "{a}"]),
         ("regex", "[a-c]{2,3}(日|😀)", ["ab日", "abc😀"], ["a日", "abcd", "ab"]),

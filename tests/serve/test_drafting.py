@@ -45,7 +45,7 @@ def test_what_is_remembered_after_any_number_of_right_guesses(monkeypatch, draft
             hidden, _ = model.hidden(torch.tensor([request.ids[:-1]]), states=model.new_states(1))
         assert torch.equal(cache._backbone.stores[0].states[row], hidden[0, -1])
         if request is not plain:
-            entries = model.pages.of(cache._held[row], len(request.ids) - 1)
+            entries = model.pages.of(cache._pool.held[row], len(request.ids) - 1)
             assert torch.equal(entries, torch.cat([hidden[0], torch.tensor(request.ids[1:])[:, None].float()], 1))
     for request in [plain, *drafting]:
         while request.finish_reason is None:
@@ -62,6 +62,30 @@ def test_each_guess_is_made_from_the_block_output_before() -> None:
     engine = Engine((ToyModel(draft_error=0.0), ToyTokenizer()))
     answers = engine.generate(PROMPTS, Sampling(max_tokens=20, temperature=1.0, seed=5, ignore_eos=True), 4)
     assert all(answer.accepted_tokens == answer.drafted_tokens > 10 for answer in answers)
+
+
+def test_the_block_waits_while_nobody_guesses_and_then_catches_up(monkeypatch) -> None:
+    """It runs once a page, where its entries may be remembered; before it guesses all of them are true."""
+    engine, length = make(max_rows=2, page_tokens=4), 0
+    monkeypatch.setattr(DraftLength, "choose", lambda self, rows: length)
+    cache, model, calls = engine._scheduler.cache, engine.model, []
+    draft = model.draft
+    monkeypatch.setattr(model, "draft", lambda *given: calls.append(given[1].shape) or draft(*given))
+    sampling = Sampling(max_tokens=30, temperature=0.8, seed=1, ignore_eos=True)
+    requests = [engine.submit(prompt, sampling, "auto") for prompt in ([4, 5, 6, 7, 3, 3], [5, 5, 8])]
+    engine.step()
+    calls.clear()
+    for _ in range(9):
+        engine.step()
+    assert len(calls) <= 2 * 3
+    length = 3
+    engine.step()
+    for row, request in enumerate(requests):
+        with torch.inference_mode():
+            hidden, _ = model.hidden(torch.tensor([request.ids[:-1]]), states=model.new_states(1))
+        entries = model.pages.of(cache._pool.held[row], len(request.ids) - 1)
+        assert torch.equal(entries, torch.cat([hidden[0], torch.tensor(request.ids[1:])[:, None].float()], 1))
+    assert any(engine.statistics.drafted)
 
 
 def test_requests_that_draft_and_others_run_side_by_side() -> None:
@@ -122,4 +146,5 @@ def test_the_length_that_brings_most_tokens_a_second_is_found(right: float, cost
         waited = 5 if step == 0 or choose.random() < 0.2 else 1  # the first step, and a busy machine
         lengths.time(4, guessed, (1 + cost * guessed) * choose.uniform(0.9, 1.3) * waited)
         chosen.append(rates[guessed])
+    assert best or sum(chosen[:200]) > 0.9 * 200  # to find out that nothing pays costs little
     assert sum(chosen[500:]) / 1000 > 0.93 * rates[best]

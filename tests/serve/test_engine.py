@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from scipy.stats import chisquare
+from serve.draw_chances import probabilities
 from serve.toy_model import BOS, EOS, ToyModel, ToyTokenizer, V
 
 from seqloom.core.errors import ConfigError, DataError, NumericsError
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
-from seqloom.serve.sampling import probabilities
 
 GREEDY = Sampling(max_tokens=25, temperature=0)
 PROMPTS = [[3], [4, 5, 6, 7, 3, 3, 8, 9, 10], [5, 5], [1, 10, 9, 8], [6, 4, 4, 6, 3]]

@@ -66,7 +66,7 @@ def test_a_block_that_goes_on_from_a_prefix_remembers_true_states() -> None:
         while len(request.tokens) < 3:
             engine.step()
         assert request.usage.cached_tokens == 16
-        held = engine._scheduler.cache._held[0]
+        held = engine._scheduler.cache._pool.held[0]
         ids = request.ids
         entries = engine.model.pages.of(held, len(ids) - 1)
         with torch.inference_mode():

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from scipy.stats import chisquare
+from serve.draw_chances import probabilities
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -12,7 +13,7 @@ from transformers.generation.logits_process import (
 
 from seqloom.core.errors import NumericsError
 from seqloom.serve.config import Sampling
-from seqloom.serve.sampling import draw, logprobs, most_likely, on_cpu, probabilities
+from seqloom.serve.sampling import draw, logprobs, most_likely, on_cpu
 
 
 def logits_of(seed: int, size: int = 300) -> torch.Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqloom.nn.cache import HybridCache, Room
+from seqloom.nn.cache import HybridCache
+from seqloom.nn.stores import Room
 
 V, D = 11, 16
 BOS, EOS = 1, 2
@@ -53,7 +54,7 @@ class ToySlots:
         self.states = torch.full((rows, D), torch.nan)
         self.trail: Tensor | None = None
 
-    def rows(self, first: int, count: int, guessed: bool) -> "SlotRows":
+    def rows(self, first: int, count: int, guessed: bool, behind: int) -> "SlotRows":
         assert self.trail is None, "keep comes first"
         return SlotRows(self, slice(first, first + count), guessed)
 
@@ -100,7 +101,7 @@ class ToyPages:
     """Entries of all rows, in pages."""
 
     def __init__(self, pages: int, page_tokens: int) -> None:
-        self.entries = torch.full((pages, page_tokens, D + 1), torch.nan)
+        self.entries = torch.full((pages + 1, page_tokens, D + 1), torch.nan)
 
     def rows(self, first: int, count: int, tables: Any) -> "PageRows":
         assert len(tables.pages) == count
@@ -183,6 +184,9 @@ class ToyModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         # Not a matrix product: the same bits in every batch, so that tests may compare exactly.
         return 3 * (self.readout * hidden[..., None, :]).sum(-1) + self.bias
+
+    def head_rows(self, tokens: Tensor) -> None:
+        """None: all tokens are few enough."""
 
     def draft(self, hidden: Tensor, next_tokens: Tensor, states: list[Any]) -> Tensor:
         given = torch.cat([hidden, next_tokens[..., None].float()], dim=-1)

@@ -8,7 +8,7 @@ import pytest
 from seqloom.core.errors import ConfigError
 from seqloom.studies import mtp
 from seqloom.studies.mtp import Options, drafted, findings, study
-from seqloom.studies.mtp_tables import DEPTHS, GREEDY, SAMPLED, Drafted
+from seqloom.studies.mtp_tables import AUTO, DEPTHS, GREEDY, SAMPLED, Drafted
 from seqloom.systems.hybrid_lm.config import MlpConfig
 from seqloom.train.observer import Observer
 from study_trials import NARROW
@@ -32,6 +32,7 @@ def given(accepted: list[int], times: list[float], same: int = 4) -> Drafted:
         }
         for length, seconds in enumerate(times)
     }
+    counts[AUTO] = counts[str(len(accepted))] | {"offered": [40] * 16, "accepted": [0] * 16}
     return {GREEDY: counts, SAMPLED: counts}
 
 
@@ -69,9 +70,9 @@ def test_the_study_trains_drafts_and_reads_its_measurements_again(
     found = study(options, tmp_path, Quiet())
     assert set(found.data["drafted"]) == set(DEPTHS)
     for counts in (each[way] for each in found.data["drafted"].values() for way in (GREEDY, SAMPLED)):
-        assert list(counts) == ["0", "1", "3"]
+        assert list(counts) == ["0", "1", "3", AUTO]
         assert counts["0"]["tokens"] == counts["3"]["tokens"]
-        assert [len(counts[length]["offered"]) for length in counts] == [0, 1, 3]
+        assert [len(counts[length]["offered"]) for length in counts] == [0, 1, 3, 16]
         assert counts["3"]["offered"][0] > 0
     assert next(claim for claim in found.claims if claim.name == "lossless").verdict == "reproduced"
     monkeypatch.setattr(mtp, "drafted", None)

@@ -37,11 +37,11 @@ def verdicts(**changed: dict[str, object]) -> dict[str, str]:
 def test_claims_follow_from_what_was_measured() -> None:
     equal = verdicts()
     assert equal["fp16 stalls"] == "reproduced" != equal["int8 stalls"]
-    assert equal["fp16_sr"] == equal["kv fp8"] == "reproduced"
+    assert equal["fp16_sr is free"] == equal["kv fp8 is free"] == "reproduced"
     assert {equal[f"{kind} on text"] for kind in KINDS} == {"not reproduced"}
     worse = verdicts(**{"kv fp8": case(2.01, 0.1)}, fp16_sr__1=case(2.0019, 0.0), int8=case(2.0, 0.002))
-    assert worse["kv fp8"] == "not reproduced"
-    assert worse["fp16_sr"] == "not reproduced"  # the mean is within the limit, the interval of two seeds is not
+    assert worse["kv fp8 is free"] == "not reproduced"
+    assert worse["fp16_sr is free"] == "not reproduced"  # the mean is within the limit, its interval is not
     assert worse["int8 on text"] == worse["fp16 on text"] == "reproduced"
 
 

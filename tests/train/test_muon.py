@@ -1,9 +1,10 @@
-"""Muon against torch's own single-matrix Muon."""
+"""Muon against torch's own single-matrix Muon, and its forms against each other."""
 
 import pytest
 import torch
 from torch import nn
 
+from native_checks import guarded
 from seqloom.train.muon import Muon
 
 
@@ -11,8 +12,10 @@ def matrices(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("form", ["native", "torch"])
 @pytest.mark.parametrize("shape", [(12, 12), (24, 8), (8, 24)])
-def test_equals_torchs_muon_up_to_its_bf16(shape: tuple[int, int]) -> None:
+def test_equals_torchs_muon_up_to_its_bf16(shape: tuple[int, int], form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLOOM_KERNELS", f"orthogonalise={form}")
     mine, theirs = nn.Parameter(matrices(*shape)), nn.Parameter(matrices(*shape))
     ours = Muon([mine], lr=0.02, momentum=0.9, weight_decay=0.5)
     oracle = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.5)
@@ -24,6 +27,29 @@ def test_equals_torchs_muon_up_to_its_bf16(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(ours.state[mine]["momentum"], oracle.state[theirs]["momentum_buffer"])
     moved, expected = mine - start, theirs - start
     assert (moved - expected).norm() < 0.01 * expected.norm()
+
+
+def test_step_in_cpp_equals_the_portable_one_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(5, 7), (3, 40, 16), (2, 2, 16, 24), (131, 63), (1, 9)]
+
+    def steps(form: str, threads: int) -> list[torch.Tensor]:
+        monkeypatch.setenv("SEQLOOM_KERNELS", f"orthogonalise={form}")
+        monkeypatch.setattr("seqloom.ops.native.orthogonalise.threads", lambda: threads)
+        memory = (torch.empty(shape, dtype=torch.float32) for shape in shapes)
+        parameters = [nn.Parameter(home.copy_(matrices(*home.shape))) for home in memory]
+        optimizer = Muon(parameters, lr=0.1, momentum=0.9)
+        for step in range(3):
+            for p in parameters[: 5 - step]:
+                p.grad = matrices(*p.shape, seed=step + 1).mT.contiguous().mT
+            optimizer.step()
+        return [p.detach() for p in parameters] + [optimizer.state[p]["momentum"] for p in parameters]
+
+    portable = steps("torch", 1)
+    with guarded():
+        native = steps("native", 1)
+        for threads in (2, 8):
+            assert all(map(torch.equal, steps("native", threads), native))
+    torch.testing.assert_close(native, portable, rtol=1e-5, atol=1e-5)
 
 
 def test_a_stack_equals_its_matrices_one_by_one() -> None:

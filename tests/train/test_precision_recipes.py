@@ -18,22 +18,24 @@ from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.checkpoint.tensors import load_tensors
 from seqloom.core.errors import CheckpointError, ConfigError, NumericsError
 from seqloom.core.logs import read_metrics
-from seqloom.numerics.place import Clock, events
-from seqloom.numerics.precision import PrecisionConfig, apply_precision
+from seqloom.numerics.options import Fp8Options
+from seqloom.numerics.place import Clock, Place, events
+from seqloom.numerics.precision import PrecisionConfig, PrecisionRule, apply_precision
 from seqloom.systems.hybrid_lm.config import Run
 from seqloom.systems.hybrid_lm.divide import refuse_indivisible
 from seqloom.systems.hybrid_lm.task import TextTask
 from seqloom.train.config import ParallelConfig
+from seqloom.train.delayed_scales import recall, remember, remembered
 from seqloom.train.interrupt import Interrupted
 from seqloom.train.loop import train
 from seqloom.train.observer import Observer, StartReport
 
 RECIPES = (
-    "fp8_nemotron_h", "fp8_blockwise", "mxfp8", "nvfp4", "nvfp4_super", "mxfp4", "mor_tensor", "mor_subtensor",
-    "mor_nvfp4",
+    "fp8_nemotron_h", "fp8_delayed", "fp8_blockwise", "mxfp8", "nvfp4", "nvfp4_super", "mxfp4", "mor_tensor",
+    "mor_subtensor", "mor_nvfp4",
 )  # fmt: skip
 QUICK = ("nvfp4_super", "mor_nvfp4")
-RESUMED = RECIPES if os.environ.get("SEQLOOM_SOAK") == "1" else ("nvfp4_super", "mor_subtensor")
+RESUMED = RECIPES if os.environ.get("SEQLOOM_SOAK") == "1" else ("fp8_delayed", "nvfp4_super", "mor_subtensor")
 CLOCKS = {"seconds", "tokens_per_second", "memory_bytes"}
 every_recipe = pytest.mark.parametrize(
     "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in RECIPES]
@@ -76,7 +78,8 @@ def left(folder: Path) -> dict[str, Any]:
         {name: value for name, value in line.items() if name not in CLOCKS}
         for line in read_metrics(folder / "metrics.jsonl")
     ]
-    return {"log": log, **{name: (last / name).read_bytes() for name in ("model.safetensors", "optim.safetensors")}}
+    files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+    return {"log": log, **files}
 
 
 @pytest.mark.full
@@ -90,6 +93,8 @@ def test_it_learns_and_stopped_and_resumed_it_is_the_same_run(recipe: str, run: 
     train(here, broken, Quiet())
     found = left(whole)
     assert left(broken) == found
+    assert ("amax.safetensors" in found) == (recipe == "fp8_delayed")
+    assert not (whole / "amax.safetensors").exists()  # which is no part of the model
     assert watch.losses[-1] < watch.losses[0]
     _, last = RunFolder(whole).open_latest()
     dtypes = {t.dtype for name in ("model", "optim") for t in load_tensors(last / f"{name}.safetensors").values()}
@@ -132,6 +137,62 @@ def test_recomputed_layers_and_pieces_repeat_every_decision(recipe: str, run: Ru
     assert counts == recounted
     linears = {sum(kinds.values()) for (name, _), kinds in counts.items() if name.endswith("_proj.weight")}
     assert linears == {"mor_subtensor": {2, 4}, "mor_tensor": {2}, "mor_nvfp4": {2}}.get(recipe, set())
+
+
+def test_delayed_scales_remember_steps_that_are_taken(run: Run, task: TextTask):
+    torch.manual_seed(0)
+    model, clock, seen = tiny_models.excite(run.model.build()).train(), Clock(), list[float]()
+    settings = PrecisionConfig(
+        recipe="fp8_delayed", activations="bf16", keep_last=1, fp8=Fp8Options(history=2, margin=1)
+    )
+    apply_precision(model, settings, clock)
+    layer, name = model.backbone.layers[0].mixer.in_proj, "backbone.layers.0.mixer.in_proj.weight"
+    layer.register_forward_pre_hook(lambda _, given: seen.append(float(given[0].detach().abs().max())))
+
+    def step(number: int) -> dict[str, list[float]]:
+        for count, micro in enumerate(task.next_batch(model, number)):
+            clock.begin(number, count)
+            task.loss(model, micro).total.backward()
+        remember(model)
+        clock.begin(number + 1)
+        return {each: history.tolist() for each, history in remembered(model).items()}
+
+    first = step(0)
+    assert len(seen) == 2
+    assert first[f"{name}.x"] == [max(seen), 0.0]
+    assert first[f"{name}.w"] == [float(layer.weight.detach().abs().max().bfloat16()), 0.0]
+    assert min(history[0] for history in first.values()) > 0
+    kept, second = {each: history.clone() for each, history in remembered(model).items()}, []
+    with torch.no_grad():
+        layer.weight.mul_(8)
+    for model.checkpoint_layers in (False, True):
+        recall(model, kept)
+        model.zero_grad()
+        with torch.no_grad():
+            layer(100 * torch.ones(3, 32).bfloat16())  # somebody looks, which leaves no trace
+        second.append((step(1), {each: p.grad for each, p in model.named_parameters()}))
+    (histories, gradients), (again, recomputed) = second
+    assert histories == again
+    assert all(torch.equal(gradients[each], recomputed[each]) for each in gradients)
+    assert histories[f"{name}.w"] == [8 * first[f"{name}.w"][0], first[f"{name}.w"][0]]
+    assert {each: history[1] for each, history in histories.items()} == {k: v[0] for k, v in first.items()}
+    limit = 2 * max(histories[f"{name}.x"])  # under a margin of one power of two
+    with torch.no_grad():
+        ends = [layer(torch.full((1, 32), times * limit).bfloat16()) for times in (0.5, 1, 100)]
+    assert torch.equal(ends[1], ends[2])
+    assert not torch.equal(ends[0], ends[1])
+
+
+def test_depths_of_the_prediction_block_draw_different_numbers(
+    run: Run, task: TextTask, monkeypatch: pytest.MonkeyPatch
+):
+    model, drawn, form = run.model.build().train(), [], Place.key
+    rules = (PrecisionRule(modules="mtp.*", format="nvfp4"),)
+    apply_precision(model, PrecisionConfig(rules=rules, activations="bf16"))
+    monkeypatch.setattr(Place, "key", lambda self, role: drawn.append((self.name, form(self, role))) or drawn[-1][1])
+    task.loss(model, task.next_batch(model, 0)[0]).total.backward()
+    assert [name for name, _ in drawn].count("mtp.layers.0.eh_proj.weight") == 2 * 2
+    assert len({key for _, key in drawn}) == len(drawn)
 
 
 def test_the_late_switch_and_another_recipe_go_on_from_the_same_weights(run: Run, tmp_path: Path):

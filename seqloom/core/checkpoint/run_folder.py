@@ -22,7 +22,9 @@ from seqloom.core.checkpoint import commit, lock, manifest
 from seqloom.core.errors import CheckpointError
 
 _LATEST = "latest"
-_ONLY_FOR_TRAINING = (manifest.NAME, "state.json", "optim*.safetensors", "rng*.safetensors", "task*.safetensors")
+_ONLY_FOR_TRAINING = (
+    manifest.NAME, "state.json", "optim*.safetensors", "rng*.safetensors", "task*.safetensors", "amax*.safetensors",
+)  # fmt: skip
 
 
 def model_files(folder: Path) -> list[str]:

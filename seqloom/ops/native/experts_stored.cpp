@@ -9,7 +9,7 @@ namespace seqloom {
 namespace {
 
 constexpr int64_t block_rows = 128;         // of an expert, by one task
-constexpr int64_t worth_threads = 1 << 18;  // numbers in the matrices of few rows
+constexpr int64_t worth_threads = 1 << 16;  // numbers in the matrices of few rows
 
 enum Slot { arranged_slot = 4, before_slot, rows_slot };
 
@@ -23,10 +23,9 @@ template <class T, class Row>
 void through(int64_t R, int64_t out, int64_t in, const Matrix& w, const Row& row, float* y) {
     with_weights<T>(w, in, in, [&](auto format, const auto& rows) {
         using Weights = decltype(format);
-        const int64_t width = arranged_width<Weights>(in);
-        float* arranged = memory<float>(R * width, arranged_slot);
-        for (int64_t i = 0; i < R; ++i) arrange<Weights>(row(i), in, arranged + i * width);
-        rows_by_matrix<Weights>(R, out, in, arranged, width, rows, y, out);
+        float* arranged = memory<float>(R * width_of_row<Weights>(in), arranged_slot);
+        for (int64_t i = 0; i < R; ++i) arrange_row<Weights>(row(i), i, R, in, arranged);
+        rows_by_matrix<Weights>(R, out, in, arranged, rows, y, out);
     });
 }
 

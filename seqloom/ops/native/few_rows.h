@@ -2,10 +2,10 @@
 //
 // Some rows of w are read side by side, and every number of w meets all rows of x while it is in a register. Each dot
 // product is one running vector of partial sums, added up at the end: the same operations in the same order whatever the
-// number of rows on either side; many_rows.h does the same for many. Rows that are read side by side lie far apart, so
-// that each belongs to a stream of its own that runs on from row to row, which is what processors fetch ahead. BF16 is
-// widened in pairs, the two numbers of a 32-bit word at a time, which needs no shuffling once x lies in that order too:
-// even places, odd places.
+// number of rows on either side; many_rows.h does the same for many. As many running vectors as have lanes are added up
+// together. Rows that are read side by side lie far apart, so that each belongs to a stream of its own that runs on from
+// row to row, which is what processors fetch ahead. BF16 is widened in pairs, the two numbers of a 32-bit word at a time,
+// which needs no shuffling once x lies in that order too: even places, odd places.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +17,7 @@ namespace seqloom {
 
 constexpr int x_rows = 4;               // of x at a time
 constexpr int w_rows = W == 8 ? 3 : 4;  // of w then, so that all sums stay in the registers, 16 or 32 of them
+constexpr int64_t most_together = 8;    // rows of x that meet a row of w while it is in the first cache
 constexpr int ahead_bytes = 1024;       // that are asked for before they are needed
 
 // The rows of a matrix of plain numbers, `ld` apart.
@@ -30,7 +31,7 @@ struct PlainRows {
 
 // How w is read: `step` numbers at a time, as step / W vectors, and how the numbers of x that meet them lie. `rest` makes
 // a step of the numbers from `at` to k, zeros behind them. Where `packed`, the vectors of a step are best made together.
-// Numbers come `unit` times too small.
+// Numbers come `unit` times too small. `lean_part` is `part` in one register, for tiles that need all others.
 template <class T>
 struct Plain {
     using Rows = PlainRows<T>;
@@ -54,6 +55,7 @@ struct Fp32 : Plain<float> {
     static constexpr int step = W;
     using Rest = Plain::Rest<step>;
     static vf part(Row row, int64_t at, int) { return load(row + at); }
+    static vf lean_part(Row row, int64_t at, int) { return load(row + at); }
     template <class T>
     static void arrange(const T* x, float* to) {
         store(to, load(x));
@@ -76,6 +78,22 @@ struct Bf16 : Plain<bf16> {
         std::memcpy(&words, row + at, sizeof words);
         return odd ? (vf)(words & 0xffff0000u) : (vf)(words << 16);
     }
+#if SEQLOOM_WIDTH == 8 && defined(__AVX__)
+    // GCC would keep the words from one part to the other, and the mask.
+    static vf lean_part(Row row, int64_t at, int odd) {
+        typedef uint32_t words __attribute__((vector_size(4 * W), aligned(2), may_alias));
+        alignas(4 * W) static constexpr uint32_t upper[W] = {~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu,
+                                                             ~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu};
+        if (!odd) return part(row, at, odd);
+        vf wide;
+        asm("vmovups %1, %0\n\tvandps %2, %0, %0"
+            : "=&x"(wide)
+            : "m"(*reinterpret_cast<const words*>(row + at)), "m"(*reinterpret_cast<const words*>(upper)));
+        return wide;
+    }
+#else
+    static vf lean_part(Row row, int64_t at, int odd) { return part(row, at, odd); }
+#endif
     static void arrange(const bf16* x, float* to) {
         store(to, part(x, 0, 0));
         store(to + W, part(x, 0, 1));
@@ -111,14 +129,32 @@ inline void hold([[maybe_unused]] vf& x) {
 #endif
 }
 
-// M rows of x with N rows of w. Rows of x and of y are `ldx` and `ldy` apart; sums of one row of y lie `apart` from each
-// other.
+// The sums of W vectors, each added up by halves as `sum` does.
+inline vf sums_of(const vf* of) {
+#if SEQLOOM_WIDTH == 8 && defined(__AVX__)
+    auto quarters = [&](int i) {  // of vectors i and i + 4, each in a half of its own
+        const __m256 a = (__m256)of[i], b = (__m256)of[i + 4];
+        return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    };
+    auto pairs = [&](int i) {
+        const __m256d a = _mm256_castps_pd(quarters(i)), b = _mm256_castps_pd(quarters(i + 1));
+        return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    };
+    const __m256 a = pairs(0), b = pairs(2);
+    return (vf)_mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+#else
+    vf result;
+    for (int i = 0; i < W; ++i) result[i] = sum(of[i]);
+    return result;
+#endif
+}
+
+// The running vectors of M rows of x with N rows of w; those of one row of x lie W apart from each other.
 template <class Weights, int M, int N>
-void tile(const float* x, int64_t ldx, const typename Weights::Row (&w)[N], int64_t k, float* y, int64_t ldy,
-          int64_t apart) {
+void tile(const float* x, int64_t ldx, const typename Weights::Row (&w)[N], int64_t k, vf* to) {
     using Row = typename Weights::Row;
     constexpr int step = Weights::step;
-    constexpr bool fits = M > 1 && std::is_same_v<Weights, Fp32>;  // in the registers, without intermediate results
+    constexpr bool lean = M > 1 && !Weights::packed && !std::is_same_v<Weights, RoundedToBf16>;
     vf sums[M][N] = {};
     auto meet = [&](const float* values, const Row(&weights)[N], int64_t at) {
         if constexpr (Weights::packed) {
@@ -136,13 +172,13 @@ void tile(const float* x, int64_t ldx, const typename Weights::Row (&w)[N], int6
                 vf wide[N];
 #pragma GCC unroll 4
                 for (int j = 0; j < N; ++j) {
-                    wide[j] = Weights::part(weights[j], at, part);
-                    if (fits) hold(wide[j]);
+                    if constexpr (lean) hold(wide[j] = Weights::lean_part(weights[j], at, part));
+                    else wide[j] = Weights::part(weights[j], at, part);
                 }
 #pragma GCC unroll 4
                 for (int i = 0; i < M; ++i) {
                     vf value = load(values + i * ldx + part * W);
-                    if (fits) hold(value);
+                    if (lean) hold(value);
 #pragma GCC unroll 4
                     for (int j = 0; j < N; ++j) sums[i][j] = fma(value, wide[j], sums[i][j]);
                 }
@@ -164,20 +200,35 @@ void tile(const float* x, int64_t ldx, const typename Weights::Row (&w)[N], int6
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) y[i * ldy + j * apart] = sum(sums[i][j]) * Weights::unit;
+        for (int j = 0; j < N; ++j) to[(i * N + j) * W] = sums[i][j];
 }
 
-// All m rows of x with N rows of w, the first of them j.
+// At most `most_together` rows of x with `count` times N rows of w, from row j on; rows of a stream follow each other.
 template <class Weights, int N>
-void strip(int64_t m, const float* x, int64_t ldx, const typename Weights::Rows& w, int64_t j, int64_t k, float* y,
-           int64_t ldy, int64_t apart) {
-    typename Weights::Row rows[N];
-    for (int i = 0; i < N; ++i) rows[i] = w.row(j + i * apart);
-    for (; m >= x_rows; m -= x_rows, x += x_rows * ldx, y += x_rows * ldy)
-        tile<Weights, x_rows, N>(x, ldx, rows, k, y, ldy, apart);
-    if (m == 3) tile<Weights, 3, N>(x, ldx, rows, k, y, ldy, apart);
-    if (m == 2) tile<Weights, 2, N>(x, ldx, rows, k, y, ldy, apart);
-    if (m == 1) tile<Weights, 1, N>(x, ldx, rows, k, y, ldy, apart);
+void strip(int64_t m, const float* x, int64_t ldx, const typename Weights::Rows& w, int64_t j, int64_t count, int64_t k,
+           float* y, int64_t ldy, int64_t apart) {
+    vf running[most_together * N * W];
+    for (int64_t c = 0; c < count; ++c) {
+        typename Weights::Row rows[N];
+        for (int i = 0; i < N; ++i) rows[i] = w.row(j + c + i * apart);
+        int64_t done = 0;
+        if (m > x_rows) tile<Weights, x_rows, N>(x, ldx, rows, k, running + c), done = x_rows;
+        const float* from = x + done * ldx;
+        vf* to = running + done * N * W + c;
+        switch (m - done) {
+            case 1: tile<Weights, 1, N>(from, ldx, rows, k, to); break;
+            case 2: tile<Weights, 2, N>(from, ldx, rows, k, to); break;
+            case 3: tile<Weights, 3, N>(from, ldx, rows, k, to); break;
+            default: tile<Weights, x_rows, N>(from, ldx, rows, k, to);
+        }
+    }
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t s = 0; s < N; ++s) {
+            const vf sums = sums_of(running + (i * N + s) * W) * Weights::unit;
+            float* place = y + i * ldy + j + s * apart;
+            if (count == W) store(place, sums);
+            else store(place, sums, count);
+        }
 }
 
 }  // namespace few_rows_parts
@@ -186,12 +237,15 @@ void strip(int64_t m, const float* x, int64_t ldx, const typename Weights::Rows&
 template <class Weights>
 void few_rows(int64_t m, int64_t n, int64_t k, const float* x, int64_t ldx, const typename Weights::Rows& w, float* y,
               int64_t ldy) {
+    using namespace few_rows_parts;
     int64_t done = 0;
     auto in_streams = [&](auto streams) {
         constexpr int N = decltype(streams)::value;
         const int64_t apart = (n - done) / N;
-        for (int64_t j = done; j < done + apart; ++j)
-            few_rows_parts::strip<Weights, N>(m, x, ldx, w, j, k, y + j, ldy, apart);
+        for (int64_t j = done; j < done + apart; j += W)
+            for (int64_t i = 0; i < m; i += most_together)
+                strip<Weights, N>(std::min(most_together, m - i), x + i * ldx, ldx, w, j,
+                                  std::min<int64_t>(W, done + apart - j), k, y + i * ldy, ldy, apart);
         done += N * apart;
     };
     constexpr int together = Weights::packed ? 2 : w_rows;  // unpacking needs registers of its own

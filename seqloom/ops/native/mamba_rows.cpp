@@ -47,12 +47,13 @@ struct Fresh {
     bool guessed;  // all tokens but the first
 };
 
+// Taps and bias of `count` channels from `first` on, [taps + 1, count] in FP32.
 template <class V>
-void spread(const void* weight, const void* bias, int64_t channels, int64_t taps, float* to) {
-    const V *from = static_cast<const V*>(weight), *last = static_cast<const V*>(bias);
-    for (int64_t c = 0; c < channels; ++c)
-        for (int64_t k = 0; k < taps; ++k) to[k * channels + c] = gemm_parts::widen(from[c * taps + k]);
-    for (int64_t c = 0; c < channels; ++c) to[taps * channels + c] = gemm_parts::widen(last[c]);
+void spread(const void* weight, const void* bias, int64_t first, int64_t count, int64_t taps, float* to) {
+    const V *from = static_cast<const V*>(weight) + first * taps, *last = static_cast<const V*>(bias) + first;
+    for (int64_t c = 0; c < count; ++c)
+        for (int64_t k = 0; k < taps; ++k) to[k * count + c] = gemm_parts::widen(from[c * taps + k]);
+    for (int64_t c = 0; c < count; ++c) to[taps * count + c] = gemm_parts::widen(last[c]);
 }
 
 template <class E>
@@ -95,23 +96,26 @@ private:
     }
 
     void convolve(const scan::Plan* plans, E* mixed) const {
-        constexpr int64_t together = 64;  // tokens of a task
-        const int64_t channels = s.channels(), blocks = (most_ + together - 1) / together;
-        float* weights = room<float>(12, (s.taps + 1) * channels);
-        (w.narrow ? spread<bf16> : spread<float>)(w.taps, w.bias, channels, s.taps, weights);
-        parallel_for(f.rows * blocks, threads_, [&](int64_t task) {
-            const int64_t r = task / blocks, first = task % blocks * together;
-            for (int64_t t = first; t < std::min(first + together, plans[r].tokens); ++t) {
-                const E* inputs[most_taps];
-                for (int64_t k = 0; k < s.taps; ++k) inputs[k] = input(r, t - s.reach() + k, plans[r].silent);
-                E* to = mixed + (r * most_ + t) * channels;
-                each_vector(channels, [&](int64_t c, auto lanes) {
-                    vf total = load(weights + s.taps * channels + c, lanes);
+        constexpr int64_t together = 64, wide = 512;  // tokens and channels of a task, of all rows
+        const int64_t channels = s.channels(), strips = (channels + wide - 1) / wide;
+        parallel_for((most_ + together - 1) / together * strips, threads_, [&](int64_t task) {
+            const int64_t first = task / strips * together, from = task % strips * wide;
+            const int64_t count = std::min(wide, channels - from);
+            float* weights = room<float>(12, (s.taps + 1) * count);
+            (w.narrow ? spread<bf16> : spread<float>)(w.taps, w.bias, from, count, s.taps, weights);
+            for (int64_t r = 0; r < f.rows; ++r)
+                for (int64_t t = first; t < std::min(first + together, plans[r].tokens); ++t) {
+                    const E* inputs[most_taps];
                     for (int64_t k = 0; k < s.taps; ++k)
-                        total = fma(load(inputs[k] + c, lanes), load(weights + k * channels + c, lanes), total);
-                    store(to + c, total * sigmoid(total), lanes);
-                });
-            }
+                        inputs[k] = input(r, t - s.reach() + k, plans[r].silent) + from;
+                    E* to = mixed + (r * most_ + t) * channels + from;
+                    each_vector(count, [&](int64_t c, auto lanes) {
+                        vf total = load(weights + s.taps * count + c, lanes);
+                        for (int64_t k = 0; k < s.taps; ++k)
+                            total = fma(load(inputs[k] + c, lanes), load(weights + k * count + c, lanes), total);
+                        store(to + c, total * sigmoid(total), lanes);
+                    });
+                }
         });
     }
 

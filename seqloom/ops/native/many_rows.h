@@ -43,13 +43,22 @@ void tile(const float* x, int64_t ldx, const float* w, int64_t vectors, float* p
             for (int j = 0; j < N; ++j) sums[i][j] = fma(value, wide[j], sums[i][j]);
         }
     }
+    if (!last) {
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j) store(partial + (i * N + j) * W, sums[i][j]);
+        return;
+    }
+    vf running[4 * x_rows] = {};
 #pragma GCC unroll 4
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) {
-            if (last) y[i * ldy + j] = sum(sums[i][j]) * unit;
-            else store(partial + (i * N + j) * W, sums[i][j]);
-        }
+        for (int j = 0; j < N; ++j) running[4 * i + j] = sums[i][j];
+    float added[4 * x_rows];
+    for (int i = 0; i < 4 * x_rows; i += W) store(added + i, few_rows_parts::sums_of(running + i) * unit);
+    for (int i = 0; i < M; ++i)
+        for (int j = 0; j < N; ++j) y[i * ldy + j] = added[4 * i + j];
 }
 
 using Tile = void (*)(const float*, int64_t, const float*, int64_t, float*, bool, bool, float, float*, int64_t);

@@ -8,6 +8,7 @@ namespace seqloom {
 namespace {
 
 constexpr int64_t task_numbers = 1 << 17;  // of weights: long streams, and enough tasks for some threads
+constexpr int64_t of_streams = 24;         // rows of w, which fill panels of 8 and streams by 3 and by 4
 constexpr int64_t most_rows = 512;         // arranged at a time
 
 // x [m, k] and y [m, n] are contiguous.
@@ -15,23 +16,22 @@ template <class T>
 void product(const T* x, const Matrix& matrix, T* y, int64_t m, int64_t n, int64_t k, int64_t ldw, int32_t threads) {
     with_weights<T>(matrix, k, ldw, [&](auto format, const auto& w) {
         using Weights = decltype(format);
-        const int64_t ldx = arranged_width<Weights>(k), share_of_rows = 16;
-        const int64_t reading = std::max<int64_t>(task_numbers / std::max<int64_t>(k, 1), 12);
-        const int64_t share = m > few<Weights> ? block_of_w : reading;
+        const int64_t share_of_rows = 16, reading = task_numbers / std::max<int64_t>(k, 1);
+        const int64_t share = m > few<Weights> ? block_of_w : (reading / of_streams + 1) * of_streams;
         const float by = matrix.multiplier;
         for (int64_t first_row = 0; first_row < m; first_row += most_rows) {
             const int64_t rows = std::min(most_rows, m - first_row);
-            float* arranged = static_cast<float*>(scratch(rows * ldx * sizeof(float), 4));
+            float* arranged = static_cast<float*>(scratch(rows * width_of_row<Weights>(k) * sizeof(float), 4));
             parallel_for((rows + share_of_rows - 1) / share_of_rows, threads, [=](int64_t task) {
                 for (int64_t row = task * share_of_rows; row < std::min(rows, (task + 1) * share_of_rows); ++row)
-                    arrange<Weights>(x + (first_row + row) * k, k, arranged + row * ldx);
+                    arrange_row<Weights>(x + (first_row + row) * k, row, rows, k, arranged);
             });
             parallel_for((n + share - 1) / share, threads, [=](int64_t task) {
                 const int64_t first = task * share, count = std::min(share, n - first);
                 auto part = w;
                 part.skip(first);
                 float* sums = static_cast<float*>(scratch(rows * count * sizeof(float), 5));
-                rows_by_matrix<Weights>(rows, count, k, arranged, ldx, part, sums, count);
+                rows_by_matrix<Weights>(rows, count, k, arranged, part, sums, count);
                 for (int64_t row = 0; row < rows; ++row) {
                     T* to = y + (first_row + row) * n + first;
                     each_vector(count, [&](int64_t i, auto lanes) {

@@ -1,4 +1,4 @@
-"""Products with packed weights on the CPU: codes are unpacked in registers, as few_rows.h and many_rows.h read them."""
+"""Products with packed weights on the CPU: codes are unpacked in registers, by the forms of rows_by_matrix.h."""
 
 from jaxtyping import Float
 from torch import Tensor

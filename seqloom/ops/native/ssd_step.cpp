@@ -96,6 +96,9 @@ struct Wide {
     template <int R>
     void meet_tokens(const Room& room, const Shape& shape, const Plan& plan, int64_t start, int64_t count, int64_t p) {
         const int64_t columns = shape.state, place = p * columns;
+        if (start == 0)  // the next rows are on their way while these meet their tokens
+            for (int64_t n = 0; n < R * columns; n += 64 / sizeof(float))
+                __builtin_prefetch(after + place + R * columns + n, 1);
         for (int64_t i = 0; i < count; ++i) {
             const int64_t t = start + i;
             const bool guess = t >= plan.kept;

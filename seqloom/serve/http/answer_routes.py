@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from seqloom.core.errors import ConfigError, DataError
 from seqloom.serve.http.answer_response import Writer, send_answer
-from seqloom.serve.http.chat import prepare_chat
+from seqloom.serve.http.chat import prepare_chat, quick_text
 from seqloom.serve.http.chat_writers import ChatStream, ChatWhole
 from seqloom.serve.http.completions import (
     CompletionStream,
@@ -36,7 +36,8 @@ from seqloom.serve.http.updates import Answers
 
 B = TypeVar("B", bound=BaseModel)
 _THREADS = 4
-_BRANCHES = ("str", "int", "float", "bool", "constrained-str", "NamedChoice", "FlatChoice")
+_CHOICES = ("NamedChoice", "AllowedChoice", "FlatChoice", "FlatAllowed")
+_BRANCHES = ("str", "int", "float", "bool", "constrained-str", *_CHOICES)
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatBody,
@@ -142,8 +143,13 @@ class AnswerRoutes:
         arguments = (body, self._model, self._engine.capacity, self._defaults)
         with self._engine.place(count):
             try:
-                light = is_light(body)  # a thread would take longer
-                prepared = prepare(*arguments) if light else await self._in_thread(prepare, *arguments)
+                text = await quick_text(body, self._model, self._defaults) if isinstance(body, ChatBody) else None
+                if text is not None:
+                    prepared = prepare_chat(body, self._model, self._engine.capacity, self._defaults, text)
+                elif is_light(body):  # a thread would take longer
+                    prepared = prepare(*arguments)
+                else:
+                    prepared = await self._in_thread(prepare, *arguments)
             except (ConfigError, DataError) as error:
                 raise bad(str(error)) from None
             return prepared, self._engine.submit(prepared.requests)

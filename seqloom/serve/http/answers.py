@@ -34,7 +34,7 @@ class Choice:
         self._parser, self._one_call = calls, one_call
         self._thought, self._breaks = False, ""
 
-    def feed(self, update: Update) -> Iterator[Delta]:
+    def feed(self, update: Update) -> list[Delta]:
         """What an update adds.
 
         Raises:
@@ -42,22 +42,24 @@ class Choice:
         """
         if "usage" in update:
             self.usage = update["usage"]
+        found: list[Delta] = []
         for channel, text in update["pieces"]:
             if channel == "tool" and self._parser is not None:
-                yield from self._called(self._parser.push(text))
+                found += self._called(self._parser.push(text))
             elif text:
-                yield from self._say("reasoning_content" if channel == "reasoning" else "content", text)
+                found += self._say("reasoning_content" if channel == "reasoning" else "content", text)
         if (finish := update.get("finish")) is None:
-            return
+            return found
         if finish in ("error", "refused"):
             status = 400 if finish == "refused" else 503
             message = update.get("error") or "the answer failed"
             raise RefusedError(status, message, retry_after=None if status == 400 else 2)
         if self._parser is not None:
-            yield from self._called(self._parser.flush())
+            found += self._called(self._parser.flush())
         self.finish = self.finish or FINISH.get(finish, "stop")
         if self.finish == "stop" and any(map(_is_whole, self.calls)):
             self.finish = "tool_calls"
+        return found
 
     def message(self) -> dict[str, Any]:
         """The whole message of an assistant; a call that broke off is the text that it was."""
@@ -74,7 +76,7 @@ class Choice:
             found["tool_calls"] = calls
         return found
 
-    def _say(self, field: str, text: str) -> Iterator[Delta]:
+    def _say(self, field: str, text: str) -> list[Delta]:
         """A piece of text; the line breaks that templates put around thoughts belong to neither channel."""
         if field == "reasoning_content":
             text = self._breaks + text
@@ -85,9 +87,10 @@ class Choice:
             text, self._breaks, self._thought = shown, text[len(shown) :], True
         elif self._thought and not self._said[field]:
             text = text.lstrip("\n")
-        if text:
-            self._said[field].append(text)
-            yield field, text
+        if not text:
+            return []
+        self._said[field].append(text)
+        return [(field, text)]
 
     def _called(self, changes: list[CallDelta | str]) -> Iterator[Delta]:
         """Calls in the form of the API: the first piece of one has its name, the others add to its arguments."""

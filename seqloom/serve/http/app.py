@@ -47,6 +47,8 @@ def facts(model: ServedModel, engine: EngineProcess) -> FastAPI:
         await engine.start()
         yield
         await engine.stop()
+        if model.quick is not None:
+            await model.quick.end()
 
     app = FastAPI(title="seqloom", lifespan=lifespan, docs_url=None, redoc_url=None)
     describe(app, BODIES)

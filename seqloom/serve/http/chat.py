@@ -4,7 +4,7 @@ Thinking is opened or not by the end of the prompt, and bounded by a budget of t
 `reasoning_effort: "none"` leave it away; the other efforts are budgets, unless the template has an option of that name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seqloom.core.errors import ConfigError
@@ -14,28 +14,56 @@ from seqloom.serve.http.drawing import choices, grammar, sampling
 from seqloom.serve.http.errors import RefusedError, bad
 from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.prepared import Defaults, Prepared
-from seqloom.serve.http.protocol import ChatBody, NamedChoice
+from seqloom.serve.http.protocol import AllowedChoice, ChatBody, NamedChoice
 from seqloom.serve.marks import marks_of
 
 EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None}
 """Budgets of thinking tokens; None has no limit."""
 
 
-def prepare_chat(body: ChatBody, model: ServedModel, capacity: int, defaults: Defaults) -> Prepared:
+SHORT = 4000
+"""Characters of a conversation that take no time worth a thread."""
+
+
+async def quick_text(body: ChatBody, model: ServedModel, defaults: Defaults) -> str | None:
+    """The text of a short chat that asks for nothing which takes time; None if a thread must prepare it.
+
+    Raises:
+        RefusedError: it cannot be answered as it is asked for.
+    """
+    if body.tools or body.response_format or body.structured_outputs or not _is_short(body.messages):
+        return None
+    thinking, _, options = _thinking(body, model, defaults)
+    text = await model.render_quickly(body.messages, options, thinking)
+    return text if text is not None and len(text) < 4 * SHORT else None
+
+
+def _is_short(messages: Sequence[Mapping[str, Any]]) -> bool:
+    values = [value for message in messages for value in message.values()]
+    return all(isinstance(value, str) for value in values) and sum(map(len, values)) <= SHORT
+
+
+def prepare_chat(
+    body: ChatBody, model: ServedModel, capacity: int, defaults: Defaults, text: str | None = None
+) -> Prepared:
     """Render, encode and check a request.
 
     Args:
         capacity: most tokens of prompt and answer.
+        text: of the conversation, if it was rendered before.
     Raises:
         RefusedError: it cannot be answered as it is asked for.
     """
     thinking, budget, options = _thinking(body, model, defaults)
     tools = _offered(body)
-    text = model.render(body.messages, tools, options, thinking=thinking)
+    if text is None:
+        text = model.render(body.messages, tools, options, thinking=thinking)
     prompt = model.tokenizer.encode(text, specials=True)
     marks = marks_of(model.template.source if model.template else "", text, tools=bool(tools))
     if marks.think_close is None:
         budget = None  # a model that does not think needs no limit
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad("top_logprobs: is for log-probabilities; set logprobs to true", "top_logprobs")
     asked = body.max_completion_tokens or body.max_tokens
     settings = sampling(
         body, length(len(prompt), asked, capacity, defaults), (model.tokenizer.answer_end,),
@@ -88,15 +116,20 @@ def _thinking(
 def _offered(body: ChatBody) -> list[dict[str, Any]] | None:
     """The tools that the model is told of."""
     choice, names = body.tool_choice, [tool.function.name for tool in body.tools or ()]
-    if isinstance(choice, NamedChoice) and choice.function.name not in names:
-        raise bad(f"tool_choice: no tool is called '{choice.function.name}'", "tool_choice")
+    chosen = [choice] if isinstance(choice, NamedChoice) else []
+    if isinstance(choice, AllowedChoice):
+        chosen = choice.allowed_tools.tools
+    for each in chosen:
+        if each.function.name not in names:
+            raise bad(f"tool_choice: no tool is called '{each.function.name}'", "tool_choice")
     if choice == "required" and not names:
         raise bad("tool_choice: a call is required, but there are no tools", "tool_choice")
     if len(set(names)) < len(names):
         raise bad("tools: two have the same name", "tools")
     if not names or choice == "none":
         return None
-    return [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+    allowed = {each.function.name for each in chosen} if isinstance(choice, AllowedChoice) else {*names}
+    return [tool.model_dump(exclude_none=True) for tool in body.tools or () if tool.function.name in allowed]
 
 
 def _calls(body: ChatBody, tools: list[dict[str, Any]], model: ServedModel) -> Grammar | None:
@@ -104,9 +137,8 @@ def _calls(body: ChatBody, tools: list[dict[str, Any]], model: ServedModel) -> G
     choice = body.tool_choice
     if not tools:
         return None
-    if choice in (None, "auto"):
-        free = grammar(body) is None  # an answer has one grammar, and its own goes first
-        return offered_calls(model.form, tools, model.tokenizer) if model.form and free else None
+    if (choice.allowed_tools.mode if isinstance(choice, AllowedChoice) else choice) in (None, "auto"):
+        return offered_calls(model.form, tools, model.tokenizer, grammar(body)) if model.form else None
     if model.form is None:
         raise bad("tool_choice: how this model writes calls is not known here, so none can be required", "tool_choice")
     if isinstance(choice, NamedChoice):

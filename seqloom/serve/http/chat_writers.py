@@ -33,8 +33,7 @@ class ChatWhole:
         return all(choice.finish is not None for choice in self._choices)
 
     def feed(self, choice: int, update: Update) -> bytes:
-        for _ in self._choices[choice].feed(update):
-            pass
+        self._choices[choice].feed(update)
         if self._logprobs is not None:
             self._logprobs[choice] += token_logprobs(self._model, update)
         return b""
@@ -85,7 +84,7 @@ class ChatStream:
             self._logprobs[choice] += token_logprobs(self._model, update)
         if one.finish is not None:
             return b""
-        deltas = list(one.feed(update))
+        deltas = one.feed(update)
         if choice not in self._begun:
             self._begun.add(choice)
             events.append(self._event(choice, '{"role":"assistant","content":""}', "null", "null"))

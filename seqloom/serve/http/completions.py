@@ -6,6 +6,7 @@ log-probabilities before those of the answer; `max_tokens: 0` then gives the pro
 
 import json
 import time
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from seqloom.serve.http.answers import Choice, new_id, shown_logprob, usage
@@ -74,17 +75,19 @@ class Texts:
 
     def feed(self, choice: int, update: Update, first: bool) -> tuple[str, dict[str, Any] | None]:
         """What an update adds to a choice: text, and log-probabilities if they were asked for."""
-        text = "".join(text for _, text in self.choices[choice].feed(update))
-        tokens: list[tuple[int, Any]] = []
-        if first and self.body.echo:
-            tokens += zip(self._prompts[choice], update.get("prompt_logprobs", ()), strict=False)
-        if self.body.max_tokens == 0:
-            text = ""
-        else:
-            tokens += zip(update["tokens"], update.get("logprobs", ()), strict=False)
-        if first and self.body.echo:
+        body = self.body
+        said = self.choices[choice].feed(update)
+        text = "" if body.max_tokens == 0 else "".join([text for _, text in said])
+        if first and body.echo:
             text = self._echo(choice) + text
-        return text, self._logprobs(choice, tokens) if self.body.logprobs is not None else None
+        if body.logprobs is None:
+            return text, None
+        tokens: list[tuple[int, Any]] = []
+        if first and body.echo:
+            tokens += zip(self._prompts[choice], update.get("prompt_logprobs", ()), strict=False)
+        if body.max_tokens != 0:
+            tokens += zip(update["tokens"], update.get("logprobs", ()), strict=False)
+        return text, self._logprobs(choice, tokens)
 
     def usage(self) -> dict[str, Any]:
         found = usage(self.choices, prompts=len(self.choices) // (self.body.n or 1))
@@ -168,6 +171,7 @@ class CompletionStream:
     def __init__(self, texts: Texts, *, with_usage: bool) -> None:
         self._texts, self._with_usage = texts, with_usage
         self._head = "data: " + json.dumps(texts.head())[:-1] + ', "choices": ['
+        self._tail = '], "usage": null}\n\n' if with_usage else "]}\n\n"
         self._begun: set[int] = set()
 
     @property
@@ -180,9 +184,10 @@ class CompletionStream:
         finish = self._texts.choices[choice].finish
         if not text and logprobs is None and finish is None:
             return b""
-        shown = {"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        usage = ', "usage": null' if self._with_usage else ""
-        return f"{self._head}{json.dumps(shown)}]{usage}}}\n\n".encode()
+        likely = "null" if logprobs is None else json.dumps(logprobs)
+        end = "null" if finish is None else f'"{finish}"'
+        shown = f'"text": {encode_basestring_ascii(text)}, "logprobs": {likely}, "finish_reason": {end}'
+        return f'{self._head}{{"index": {choice}, {shown}}}{self._tail}'.encode()
 
     def end(self) -> bytes:
         usage = f'{self._head}], "usage": {json.dumps(self._texts.usage())}}}\n\n' if self._with_usage else ""

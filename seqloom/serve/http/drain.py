@@ -26,8 +26,9 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, app: Any, engine: EngineProcess, *, idle_seconds: float, drain_seconds: float) -> None:
         options = uvicorn.Config(
-            app, log_level="error", ws="none", server_header=False, proxy_headers=False, timeout_graceful_shutdown=2
-        )
+            app, log_level="error", ws="none", server_header=False, proxy_headers=False, access_log=False,
+            timeout_graceful_shutdown=2,
+        )  # fmt: skip
         options.load()
         options.http_protocol_class = patient(options.http_protocol_class, idle_seconds)
         super().__init__(options)

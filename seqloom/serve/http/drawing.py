@@ -22,11 +22,8 @@ def sampling(body: Drawing, max_tokens: int, stop_tokens: tuple[int, ...] = (), 
     Raises:
         RefusedError: they cannot be used.
     """
-    asked = grammar(body)
-    if asked and more.get("grammar"):
-        raise bad("tool_choice: an answer that must be a call can have no other form", "tool_choice")
     fields: Settings = {**{name: getattr(body, name) for name in _SAME}, **more}
-    fields["grammar"] = asked or more.get("grammar")
+    fields["grammar"] = more.get("grammar") or grammar(body)
     fields = {name: value for name, value in fields.items() if value is not None}
     if body.top_p == 0:
         fields["top_p"] = 1e-9  # the most likely token alone

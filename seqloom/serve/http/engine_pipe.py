@@ -10,6 +10,7 @@ from seqloom.data.template_worker import HEADER, frame
 
 Message = dict[str, Any]
 
+_read = json.JSONDecoder().raw_decode
 _PATIENCE = 2.0  # seconds, for a process that was asked to end
 
 
@@ -70,7 +71,7 @@ class EnginePipe(asyncio.SubprocessProtocol):
             end = begin + HEADER.unpack_from(held, place)[0]
             if len(held) < end:
                 break
-            message, place = json.loads(held[begin:end]), end
+            (message, _), place = _read(held[begin:end].decode("ascii")), end
             if self.first.done():
                 self._received(message)
             else:
@@ -86,3 +87,35 @@ class EnginePipe(asyncio.SubprocessProtocol):
     def process_exited(self) -> None:
         if not self._ended.done():
             self._ended.set_result(None)
+
+
+class Spare:
+    """A process that is started before it is needed.
+
+    Args:
+        received: as for the pipe.
+    """
+
+    def __init__(self, command: Sequence[str], received: Callable[[Message], None]) -> None:
+        self._command, self._received = command, received
+        self.pipe: EnginePipe | None = None
+
+    async def prepare(self, seconds: float) -> None:
+        """Start one after so many seconds, if there is none."""
+        await asyncio.sleep(seconds)
+        if self.pipe is None:
+            self.pipe = await EnginePipe.open(self._command, self._received)
+
+    async def take(self) -> EnginePipe:
+        """The one that waits, or else a new one."""
+        pipe, self.pipe = self.pipe, None
+        if pipe is not None and pipe.lost.done():
+            await pipe.end()
+            pipe = None
+        return pipe or await EnginePipe.open(self._command, self._received)
+
+    async def end(self) -> None:
+        """End the one that waits."""
+        if self.pipe is not None:
+            self.pipe.kill()
+            await self.pipe.end()

@@ -1,7 +1,8 @@
 """The engine's process as the server sees it: started, watched, started again; requests go in, updates come out.
 
 When the engine dies, or says nothing for too long, the answers under way end with an error, and a new process is
-started, unless too many died in a row. See `serve.worker` for the messages.
+started, unless too many died in a row. Most of a start is loading modules, so behind an engine that has lived for some
+seconds a process waits that has done so, and takes over at once. See `serve.worker` for the messages.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqloom.core.errors import ConfigError
-from seqloom.serve.http.engine_pipe import EnginePipe
+from seqloom.serve.http.engine_pipe import EnginePipe, Spare
 from seqloom.serve.http.errors import RefusedError
 from seqloom.serve.http.metrics import Metrics
 from seqloom.serve.http.room import Room
@@ -24,6 +25,8 @@ COMMAND = (sys.executable, "-P", "-m", "seqloom.serve.worker")
 MOST_DEATHS = 5
 """In `DEATHS_SECONDS`; after that the engine stays dead, and `/ready` says so."""
 DEATHS_SECONDS = 60.0
+SPARE_SECONDS = 10.0
+"""An engine that has lived so long gets a spare process: one that ends at once would end again."""
 LOST = "the engine ended while it answered; it is started again"
 
 _LOOKS = 4
@@ -60,10 +63,11 @@ class EngineProcess:
         """starting, ready, draining, or failed."""
         self.statistics: dict[str, Any] = {}
         self.pid = 0
-        self._opening, self._command, self._hang_seconds = opening, command, hang_seconds
+        self._opening, self._hang_seconds = opening, hang_seconds
         self._room = Room(places)
         metrics.places.set_function(lambda: self.taken)
         self._pipe: EnginePipe | None = None
+        self._spare = Spare(command, self._dispatch)
         self._heard = True
         self._running: dict[int, _Running] = {}
         self._next = 0
@@ -89,6 +93,7 @@ class EngineProcess:
         if self._pipe is not None:
             self._pipe.send({"do": "stop"})
             await self._pipe.end()
+        await self._spare.end()
         self.give_up("the server ends")
 
     def drain(self) -> None:
@@ -152,7 +157,11 @@ class EngineProcess:
     async def _watch(self) -> None:
         """Pass on what the engine says for as long as there is one."""
         while True:
-            await self._until_lost()
+            preparing = asyncio.create_task(self._spare.prepare(SPARE_SECONDS), name="spare engine")
+            try:
+                await self._until_lost()
+            finally:
+                preparing.cancel()
             await self._bury()
             while self.state == "starting":
                 try:
@@ -177,11 +186,9 @@ class EngineProcess:
     def _dispatch(self, message: dict[str, Any]) -> None:
         self._heard = True
         if "updates" in message:
-            tokens = 0
             for update in message["updates"]:
-                tokens += len(update["tokens"])
+                self.metrics.tokens += len(update["tokens"])
                 self._pass_on(update)
-            self.metrics.answer_tokens.inc(tokens)
         else:
             self.statistics = message["statistics"]
             self.metrics.on_statistics(self.statistics)
@@ -203,7 +210,7 @@ class EngineProcess:
         print(f"the engine ended with code {code}", file=sys.stderr, flush=True)
 
     async def _open(self) -> None:
-        self._pipe = pipe = await EnginePipe.open(self._command, self._dispatch)
+        self._pipe = pipe = await self._spare.take()
         pipe.send(self._opening)
         first = await pipe.first
         if first is None or "ready" not in first:

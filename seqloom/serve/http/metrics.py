@@ -48,6 +48,8 @@ class Metrics:
         }
         self._reuse = make("Gauge", "prefix_reuse", "whether prompts are found in the cache, or why not", "state")
         self._seen: dict[Any, int] = {}
+        self.tokens = 0
+        """Of answers, as far as they are not counted yet: a counter's lock is not taken for every one."""
 
     def on_statistics(self, statistics: dict[str, Any]) -> None:
         """Take over what the engine counted since it said so last."""
@@ -68,6 +70,8 @@ class Metrics:
 
     def written(self) -> bytes:
         """In the text format of Prometheus."""
+        self.answer_tokens.inc(self.tokens)
+        self.tokens = 0
         written: bytes = self._write(self._registry)
         return written
 

@@ -9,6 +9,7 @@ from seqloom.core.errors import DataError
 from seqloom.data.chat_template import ChatTemplate
 from seqloom.data.tokenizer import TextTokenizer, open_tokenizer
 from seqloom.serve.http.errors import RefusedError, bad
+from seqloom.serve.http.quick_render import QuickRenderer
 from seqloom.serve.marks import marks_of
 from seqloom.serve.tool_calls import Form, form_of
 from seqloom.serve.vocabulary import Vocabulary
@@ -45,6 +46,11 @@ class ServedModel:
     def options(self) -> tuple[str, ...]:
         """What its template reads beside the conversation."""
         return () if self.template is None else self.template.options
+
+    @cached_property
+    def quick(self) -> QuickRenderer | None:
+        """What renders short chats without a thread."""
+        return None if self.template is None else QuickRenderer(self.template)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -85,14 +91,27 @@ class ServedModel:
             raise bad("this model has no chat template; use /v1/completions", "messages")
         if tools and "tools" not in self.template.source:
             raise bad("the chat template of this model knows no tools", "tools")
-        if "enable_thinking" in self.options:
-            options = {"enable_thinking": self._thinking if thinking is None else thinking, **options}
         try:
             return self.template.render(
-                [clean(message) for message in messages], tools=tools, add_generation_prompt=generate, options=options
-            )
+                [clean(message) for message in messages], tools=tools, add_generation_prompt=generate,
+                options=self._switched(options, thinking),
+            )  # fmt: skip
         except DataError as error:
             raise bad(str(error), "messages") from None
+
+    async def render_quickly(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], thinking: bool | None
+    ) -> str | None:
+        """What `render` gives for a chat without tools, if it can be had without a thread."""
+        if self.quick is None:
+            return None
+        return await self.quick.render([clean(message) for message in messages], self._switched(options, thinking))
+
+    def _switched(self, options: Mapping[str, Any], thinking: bool | None) -> Mapping[str, Any]:
+        """The options of the template, with thinking as set up where nothing is said."""
+        if "enable_thinking" not in self.options:
+            return options
+        return {"enable_thinking": self._thinking if thinking is None else thinking, **options}
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for; it may be a part of a character, which is no text."""
@@ -105,11 +124,24 @@ class ServedModel:
 
 
 def clean(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates know it: what clients send back of an answer and is empty is left out."""
+    """A message as templates know it: what clients send back of an answer and is empty is left out, parts are joined.
+
+    Raises:
+        RefusedError: a part that is no text.
+    """
     empty = ("refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "reasoning", "name")
     found = {key: value for key, value in message.items() if key not in empty or value not in (None, [], "")}
     if found.get("type") in ("text", "message"):
         del found["type"]
+    if isinstance(parts := found.get("content"), list):  # which some templates do not know, and others leave out
+        found["content"] = "\n".join(map(_text, parts))
     if found.get("role") == "developer":
         found["role"] = "system"
     return found
+
+
+def _text(part: Any) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        text: str = part["text"]
+        return text
+    raise bad(f"messages: only parts of text are known here, got {part!r:.80}", "messages")

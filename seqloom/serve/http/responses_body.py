@@ -1,9 +1,9 @@
 """Bodies of OpenAI's Responses API, and the chat that they ask for.
 
 The server keeps nothing: a conversation comes whole with every request, so what leans on a stored one is refused
-(`previous_response_id`, `conversation`, `store: true`, `background`, stored prompts), and so are log-probabilities and
-tools that run at OpenAI. `include: ["reasoning.encrypted_content"]` is accepted: thoughts go out in the open, and come
-back so.
+(`previous_response_id`, `conversation`, `store: true`, `background`, stored prompts), and so are tools that run at
+OpenAI; `max_tool_calls` counts only those. `include` may ask for log-probabilities, and for encrypted thoughts: these
+go out in the open, and come back so.
 """
 
 from typing import Annotated, Any, Literal
@@ -13,6 +13,8 @@ from pydantic import Field
 from seqloom.serve.http.errors import bad
 from seqloom.serve.http.protocol import (
     MOST_TOKENS,
+    AllowedChoice,
+    AllowedTools,
     Body,
     ChatBody,
     Count,
@@ -35,6 +37,12 @@ class FlatTool(Function):
 class FlatChoice(Body):
     type: Literal["function"]
     name: str
+
+
+class FlatAllowed(Body):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FlatChoice], Field(min_length=1, max_length=1000)]
 
 
 class TextFormat(Body):
@@ -74,7 +82,7 @@ class ResponsesBody(Body):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Seed | None = None
     tools: Annotated[list[FlatTool], Field(max_length=1000)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
     reasoning: Reasoning | None = None
@@ -82,7 +90,8 @@ class ResponsesBody(Body):
     chat_template_kwargs: Annotated[dict[str, bool | int | str | None], Field(max_length=64)] | None = None
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     store: Literal[False] | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
@@ -92,6 +101,11 @@ class ResponsesBody(Body):
     metadata: Object | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    max_tool_calls: Count | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
 
 
 def as_chat(body: ResponsesBody) -> ChatBody:
@@ -101,7 +115,6 @@ def as_chat(body: ResponsesBody) -> ChatBody:
         RefusedError: an item of the conversation that is not known here.
     """
     form = body.text.format if body.text else None
-    choice = body.tool_choice
     return ChatBody(
         model=body.model,
         messages=_messages(body),
@@ -111,18 +124,27 @@ def as_chat(body: ResponsesBody) -> ChatBody:
         top_k=body.top_k,
         min_p=body.min_p,
         seed=body.seed,
+        logprobs=body.wants_logprobs,
+        top_logprobs=body.top_logprobs,
         tools=[
             Tool(type="function", function=Function(**tool.model_dump(exclude={"type"}))) for tool in body.tools or ()
         ],
-        tool_choice=NamedChoice(type="function", function=FunctionName(name=choice.name))
-        if isinstance(choice, FlatChoice)
-        else choice,
+        tool_choice=_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,
         response_format=None if form is None else _format(form),
         reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
         thinking_tokens=body.thinking_tokens,
         chat_template_kwargs=body.chat_template_kwargs,
     )
+
+
+def _choice(choice: str | FlatChoice | FlatAllowed | None) -> Any:
+    if isinstance(choice, FlatChoice):
+        return NamedChoice(type="function", function=FunctionName(name=choice.name))
+    if isinstance(choice, FlatAllowed):
+        named = [_choice(each) for each in choice.tools]
+        return AllowedChoice(type="allowed_tools", allowed_tools=AllowedTools(mode=choice.mode, tools=named))
+    return choice
 
 
 def _format(form: TextFormat) -> ResponseFormat:

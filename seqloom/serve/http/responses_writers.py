@@ -14,6 +14,7 @@ from seqloom.serve.http.answers import Choice, usage
 from seqloom.serve.http.errors import RefusedError
 from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.responses_body import ResponsesBody
+from seqloom.serve.http.responses_logprobs import Logprob, MessageLogprobs
 from seqloom.serve.http.updates import Update
 
 Event = tuple[str, dict[str, Any]]
@@ -27,7 +28,8 @@ class ResponseWriter:
 
     def __init__(self, model: ServedModel, body: ResponsesBody, choice: Choice, *, stream: bool) -> None:
         self.media_type = "text/event-stream" if stream else "application/json"
-        self._body, self._choice, self._stream = body, choice, stream
+        self._choice, self._stream = choice, stream
+        self._logprobs = MessageLogprobs(model) if body.wants_logprobs else None
         self._response = _response(model, body)
         self._items: list[dict[str, Any]] = self._response["output"]
         self._open: str | None = None
@@ -41,6 +43,8 @@ class ResponseWriter:
 
     def feed(self, choice: int, update: Update) -> bytes:
         deltas = list(self._choice.feed(update))
+        if self._logprobs is not None:
+            self._logprobs.feed(update)
         events: list[Event] = []
         if not self._begun:
             self._begun = True
@@ -82,8 +86,12 @@ class ResponseWriter:
             events += self._added({"id": name, **kind, "status": "in_progress", "content": []})
             events.append(("content_part.added", self._at({"content_index": 0, "part": _part(part, "")})))
             self._items[-1]["content"] = [_part(part, "")]
-        self._items[-1]["content"][0]["text"] += text
-        logprobs: dict[str, Any] = {"logprobs": []} if field == "content" else {}
+        shown, logprobs = self._items[-1]["content"][0], {}
+        shown["text"] += text
+        if field == "content":
+            found: list[Logprob] = self._logprobs.said(text) if self._logprobs is not None else []
+            shown["logprobs"] += found
+            logprobs = {"logprobs": found}
         events.append((f"{part}.delta", self._at({"content_index": 0, "delta": text, **logprobs})))
         return events
 
@@ -115,7 +123,7 @@ class ResponseWriter:
             events.append(("function_call_arguments.done", self._at(done)))
         else:
             part = item["content"][0]
-            logprobs: dict[str, Any] = {"logprobs": []} if open_ == "content" else {}
+            logprobs = {"logprobs": part["logprobs"]} if open_ == "content" else {}
             events.append((f"{part['type']}.done", self._at({"content_index": 0, "text": part["text"], **logprobs})))
             events.append(("content_part.done", self._at({"content_index": 0, "part": part})))
         return [*events, ("output_item.done", {"output_index": len(self._items) - 1, "item": item})]
@@ -160,6 +168,7 @@ def _response(model: ServedModel, body: ResponsesBody) -> dict[str, Any]:
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": {"type": "text"}, **asked.get("text", {})},
         "tool_choice": asked.get("tool_choice", "auto"),
+        "top_logprobs": body.top_logprobs or 0,
         "tools": [{"parameters": None, "strict": False, **tool} for tool in asked.get("tools", [])],
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": "disabled",

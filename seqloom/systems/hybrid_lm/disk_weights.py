@@ -12,7 +12,7 @@ note `expert_axes` in the file's header decides (files written here carry it), a
 since a guess would load transposed matrices that fit.
 
 Router bias, A_log, D and dt_bias are FP32 when read from here, whatever they are stored in. Quantized matrices (see
-`quantized_folder.py`) are dequantized exactly, and rounded once if the configuration says bfloat16.
+`quantized_matrix.py`) are dequantized exactly, and rounded once if the configuration says bfloat16.
 """
 
 import math
@@ -34,7 +34,8 @@ from seqloom.ops.packed_linear import PackedWeight
 from seqloom.systems.hybrid_lm.model import HybridLM
 from seqloom.systems.hybrid_lm.public_config import open_public
 from seqloom.systems.hybrid_lm.quantized_config import read_declared
-from seqloom.systems.hybrid_lm.quantized_folder import CACHE_SCALE, Packed, check_scales, find_packed, read_scale
+from seqloom.systems.hybrid_lm.quantized_folder import CACHE_SCALE, check_scales, find_packed
+from seqloom.systems.hybrid_lm.quantized_matrix import Packed, read_scale
 
 CONFIG = "config.json"
 EXPERT_AXES, OUT_IN, IN_OUT = "expert_axes", "expert out in", "expert in out"

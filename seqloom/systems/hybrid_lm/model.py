@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seqloom.core.distributed import Axis
 from seqloom.nn.attention import Attention
-from seqloom.nn.cache import HybridCache, Room
+from seqloom.nn.cache import HybridCache
 from seqloom.nn.init import initialise
 from seqloom.nn.layer import Layer, Memory, Stack
 from seqloom.nn.linear import Linear
@@ -26,7 +26,10 @@ from seqloom.nn.moe import MoE, Router, Routing
 from seqloom.nn.mtp import MtpBlock
 from seqloom.nn.norm import RMSNorm
 from seqloom.nn.pattern import parse_pattern
+from seqloom.nn.stack_step import few_tokens_of_rows
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
+from seqloom.nn.stores import Room
+from seqloom.numerics.place import used_again
 from seqloom.numerics.precision import Format, dtype_of
 from seqloom.ops.recompute import recomputing
 from seqloom.systems.hybrid_lm.config import HybridConfig, LoraConfig
@@ -93,6 +96,10 @@ class HybridLM(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], list[Routing]]:
         """The last hidden state, after the final norm, and what each expert layer's router did."""
         x = self.embed(tokens)
+        if states is not None and documents is None:
+            y = few_tokens_of_rows(self.backbone.layers, self.backbone.norm_f, x, states)
+            if y is not None:
+                return y, []
         routings: list[Routing] = []
         with recomputing():
             for layer, state in zip(self.backbone.layers, states or [None] * len(self.backbone.layers), strict=True):
@@ -122,6 +129,10 @@ class HybridLM(nn.Module):
         """FP32 logits of a normed hidden state."""
         return self.lm_head(hidden).float()
 
+    def head_rows(self, tokens: Int[Tensor, "K"]) -> Float[Tensor, "K D"] | None:
+        """The weights behind the logits of some tokens; None of a head that is packed or has additions."""
+        return self.lm_head.weight[tokens] if type(self.lm_head) is Linear else None
+
     def look_ahead(
         self,
         hidden: Float[Tensor, "B T D"],
@@ -139,7 +150,7 @@ class HybridLM(nn.Module):
         for k in range(1, depth + 1):
             ahead, present = self._ahead(tokens, documents, k)
             embedded = self.embed(ahead) * present[..., None]
-            with recomputing():
+            with recomputing(), used_again(k - 1):
                 hidden, more = self.mtp(hidden, embedded, documents)
             results.append(hidden)
             routings += more
@@ -165,7 +176,7 @@ class HybridLM(nn.Module):
         Args:
             hidden: state of positions t, from the backbone or from the block's previous application.
             next_tokens: the tokens at t+1.
-            states: the block's own memory, from `mtp.new_states`.
+            states: the block's own memory.
         Returns:
             hidden states that predict the tokens at t+2 through `head`.
         """
@@ -187,7 +198,8 @@ class HybridLM(nn.Module):
         dtype, formats, room = dtype_of(self.format), self.state_formats, Room(rows, pages, page_tokens, ahead)
         layers = enumerate(self.backbone.layers)
         stores = [layer.new_store(room, dtype, formats, f"layers.{index}") for index, layer in layers]
-        return HybridCache(stores, [] if self.mtp is None else self.mtp.new_stores(room), room)
+        draft = [] if self.mtp is None else self.mtp.new_stores(room)
+        return HybridCache(stores, draft, room, self.backbone.embeddings.weight.device)
 
     def keep_states(self, formats: StateFormats) -> None:
         """Have memories that are made from now on, those of the prediction block too, stored in these formats."""

@@ -2,17 +2,15 @@
 
 `read_model` gives the same model with every matrix dequantized, and rounded where the configuration says bfloat16; here
 nothing is rounded. A stack of experts whose matrices are not all in one format is dequantized.
-Paper: the layouts are those of `quantized_folder.py`.
+Paper: the layouts are those of `quantized_matrix.py`.
 """
 
 from pathlib import Path
 
-import torch
-
 from seqloom.nn.linear import Linear
 from seqloom.nn.moe import Experts
 from seqloom.nn.packed import PackedExperts, PackedLinear, replace
-from seqloom.ops.packed_linear import PackedWeight
+from seqloom.ops.packed_linear import PackedWeight, stack
 from seqloom.systems.hybrid_lm.disk_weights import DiskWeights, expert_names
 from seqloom.systems.hybrid_lm.folder import fill_model, open_model
 from seqloom.systems.hybrid_lm.model import HybridLM
@@ -45,10 +43,4 @@ def _stack(weights: DiskWeights, name: str, experts: int) -> PackedWeight | None
     packed = [each for each in found if each is not None]
     if len(packed) < experts or len({each.kind for each in packed}) > 1:
         return None
-    return PackedWeight(
-        packed[0].kind,
-        torch.stack([each.codes for each in packed]),
-        None if packed[0].scales is None else torch.stack([each.scales for each in packed if each.scales is not None]),
-        tuple(each.multipliers[0] for each in packed),
-        packed[0].inputs,
-    )
+    return stack(packed)

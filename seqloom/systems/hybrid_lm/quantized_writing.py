@@ -24,7 +24,7 @@ from seqloom.systems.hybrid_lm.disk_weights import DiskWeights, disk_tensors, ex
 from seqloom.systems.hybrid_lm.model import HybridLM
 from seqloom.systems.hybrid_lm.public_config import public_config
 from seqloom.systems.hybrid_lm.quantized_config import BESIDE, compressed_config, modelopt_config
-from seqloom.systems.hybrid_lm.quantized_folder import meant, planned_cache_scales, planned_matrix
+from seqloom.systems.hybrid_lm.quantized_matrix import meant, planned_cache_scales, planned_matrix
 
 
 @dataclass(frozen=True)

@@ -282,6 +282,6 @@ def test_packed_stacks(kind, poisoned_scratch):
     up, down = pack(up, kind), pack(down, kind)
     y = experts(x, indices, weights, up, down)
     truth = experts_reference(*wide([x, indices, weights, up.dequantize(), down.dequantize()]))
-    assert_near([y], [truth], 2e-6)
+    assert_near([y], [truth], 2e-6 if kind == "fp8" else 1e-4)  # inputs of the others have 16 bits
     assert torch.equal(experts(x[7:9], indices[7:9], weights[7:9], up, down), y[7:9])
     assert_near([experts_in_order(x, indices, weights, up, down)], [truth], 2e-6)

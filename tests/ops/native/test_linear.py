@@ -107,11 +107,14 @@ def test_no_row_and_no_column_sees_another(out: torch.dtype, transposed_b: bool)
         assert torch.equal(product_native(a, b[:, first:last], out), whole[:, first:last])
 
 
-@pytest.mark.parametrize("out", [FP32, BF16])
-def test_threads_change_no_bit(out: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = operand(650, 400, False), operand(400, 700, True)
+@pytest.mark.parametrize("transposed_b", [False, True])
+@pytest.mark.parametrize(("a_format", "b_format", "out"), [(FP32, FP32, FP32), (FP32, BF16, BF16), (BF16, BF16, FP32)])
+def test_threads_change_no_bit(
+    a_format: torch.dtype, b_format: torch.dtype, out: torch.dtype, transposed_b: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = operand(650, 400, not transposed_b, a_format), operand(400, 701, transposed_b, b_format)
+    monkeypatch.setattr(room, "threads", lambda: 1)
     one = product_native(a, b, out)
-    assert torch.equal(product_native(a, b, out), one)
     for count in (2, 3):
         monkeypatch.setattr(room, "threads", lambda count=count: count)
         assert all(torch.equal(product_native(a, b, out), one) for _ in range(3))

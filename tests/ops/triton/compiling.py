@@ -91,6 +91,12 @@ def ctc(dtype: torch.dtype, form: Any) -> Tensor:
     return form(leaf(4, 150, 29, dtype=dtype), length, labels, torch.full((4,), 40))
 
 
+def paged_attention(dtype: torch.dtype, form: Any) -> Tensor:
+    pages, tables = torch.empty(64, 8, 128, 64, dtype=dtype), torch.zeros(4, 16, dtype=torch.int32)
+    q = torch.empty(4, 32, 3, 128, dtype=dtype)
+    return form(q, pages, pages.mT.contiguous(), tables, torch.zeros(4, dtype=torch.int64), 0.1)
+
+
 OPS: dict[str, tuple[Callable[[torch.dtype, Any], Tensor], str]] = {
     "ssd": (ssd, "ssd_triton"),
     "causal_conv": (causal_conv, "causal_conv_triton"),
@@ -98,6 +104,7 @@ OPS: dict[str, tuple[Callable[[torch.dtype, Any], Tensor], str]] = {
     "norm": (norm, "gated_group_norm_triton"),
     "cross_entropy": (cross_entropy, "linear_cross_entropy_triton"),
     "ctc": (ctc, "ctc_loss_triton"),
+    "paged_attention": (paged_attention, "paged_attention_triton"),
 }
 
 
@@ -114,7 +121,8 @@ def compile_op(op: str) -> None:
     make, name = OPS[op]
     form = getattr(import_module(f"seqloom.ops.triton.{op}"), name)
     y = make(torch.bfloat16, form)
-    y.backward(torch.empty_like(y))
+    if y.requires_grad:
+        y.backward(torch.empty_like(y))
     if op == "ssd":
         with torch.no_grad():  # a token in decoding
             form(

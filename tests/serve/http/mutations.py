@@ -41,7 +41,7 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     ),
     ("/v1/completions", {"prompt": "COUNT{2}", "max_tokens": 3, "echo": True, "logprobs": 1, "top_p": 0.9}),
     ("/v1/completions", {"prompt": [[1, 5, 9], [3]], "max_tokens": 1, "stream": True, "stop": "."}),
-    ("/v1/responses", {"input": "SAY{hi}", "max_output_tokens": 16, "stream": True}),
+    ("/v1/responses", {"input": "SAY{hi}", "max_output_tokens": 16, "stream": True, "top_logprobs": 1}),
     ("/tokenize", {"prompt": "a text"}),
     ("/tokenize", {"messages": [{"role": "user", "content": "hello"}]}),
     ("/detokenize", {"tokens": [5, 6, 7]}),
@@ -183,6 +183,7 @@ def other_encodings(draw: random.Random, path: str, body: Any) -> bytes:
 
 def forms(draw: random.Random, path: str, body: Any) -> bytes:
     """Schemas and expressions that are hard to compile, or none."""
+    parameters = draw.choice([draw.choice(SCHEMAS), {"properties": {"a": draw.choice(SCHEMAS)}}])
     chosen = draw.choice(
         [
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": draw.choice(SCHEMAS)}}},
@@ -193,8 +194,8 @@ def forms(draw: random.Random, path: str, body: Any) -> bytes:
                 }
             },
             {
-                "tools": [{"type": "function", "function": {"name": "f", "parameters": draw.choice(SCHEMAS)}}],
-                "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}],
+                "tool_choice": draw.choice(["required", "auto"]),
             },
         ]
     )

@@ -14,6 +14,8 @@ from seqloom.serve.tool_calls import ToolCallParser
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": SCHEMA}}
+NAMED = {"type": "function", "function": {"name": "look_up"}}
+ALLOWED = {"mode": "required", "tools": [NAMED]}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,10 @@ def prepared(model, **fields):
         ({"structured_outputs": {"regex": "a+"}}, "regex"),
         ({"structured_outputs": {"choice": ["yes", 'n"o']}}, "lark"),
         ({"tools": [TOOL], "tool_choice": "required"}, "lark"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "look_up"}}}, "lark"),
+        ({"tools": [TOOL], "tool_choice": NAMED}, "lark"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": ALLOWED}}, "lark"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "lark"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}, "tool_choice": "required"}, "lark"),
     ],
 )
 def test_the_form_of_an_answer(model, fields, kind):
@@ -86,8 +91,7 @@ def test_a_call_that_breaks_off_is_no_call(arguments, finish):
 
 def test_what_cannot_both_be(model):
     form = {"response_format": {"type": "json_object"}}
-    for wrong in ({"structured_outputs": {"regex": "a"}}, {"tools": [TOOL], "tool_choice": "required"}):
-        with pytest.raises(RefusedError):
-            prepared(model, **form, **wrong)
+    with pytest.raises(RefusedError):
+        prepared(model, **form, structured_outputs={"regex": "a"})
     with pytest.raises(RefusedError, match="together"):
         prepared(model, max_tokens=1000)

@@ -37,7 +37,8 @@ def metric(http, name):
 
 
 @pytest.mark.full
-def test_a_dead_engine_is_told_of_and_comes_back(folder):
+def test_a_dead_engine_is_told_of_and_comes_back(folder, monkeypatch):
+    monkeypatch.setattr("seqloom.serve.http.engine_process.SPARE_SECONDS", 0.0)
     with serving(folder) as server, httpx.Client(base_url=server.address) as http:
         with http.stream("POST", CHAT, json=ask("DIE{3}", stream=True)) as response:
             *_, last = events(response)
@@ -50,12 +51,19 @@ def test_a_dead_engine_is_told_of_and_comes_back(folder):
             whole = http.post(CHAT, json=ask("DIE{0}"))
         assert http.get("/health").status_code == 200
         eventually(lambda: http.get("/ready").status_code == 200, 10)
-        began, before = time.monotonic(), server.engine.pid
+        eventually(lambda: server.engine._spare.pipe is not None, 10)
+        began, before, spare = time.monotonic(), server.engine.pid, server.engine._spare.pipe._process.get_pid()
         os.kill(before, signal.SIGKILL)
         eventually(lambda: server.engine.pid != before and http.get("/ready").status_code == 200, 10)
         assert time.monotonic() - began < 10
+        assert server.engine.pid == spare
         assert http.post(CHAT, json=ask("SAY{back}")).json()["choices"][0]["message"]["content"] == "back"
         assert metric(http, "seqloom_engine_restarts_total") == 3
+        eventually(lambda: server.engine._spare.pipe is not None, 10)
+        os.kill(server.engine._spare.pipe._process.get_pid(), signal.SIGKILL)
+        eventually(server.engine._spare.pipe.lost.done)
+        os.kill(server.engine.pid, signal.SIGKILL)
+        eventually(lambda: server.engine.pid not in (spare, 0) and http.get("/ready").status_code == 200, 10)
 
 
 @pytest.mark.full

@@ -30,6 +30,9 @@ CALL = """<tool_call>
 </tool_call>"""
 
 
+OTHER = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "other"}}]}
+
+
 class Place(BaseModel):
     city: str
     people: int
@@ -39,6 +42,12 @@ class Place(BaseModel):
 def client(server):
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as found:
         yield found
+
+
+def test_parts_of_a_text_are_a_text(client):
+    parts = [{"type": "text", "text": text} for text in ("Now:", "SAY{good day}")]
+    found = client.chat.completions.create(model="fake", messages=[{"role": "user", "content": parts}])
+    assert found.choices[0].message.content == "good day"
 
 
 def ask(text):
@@ -167,6 +176,13 @@ def test_responses(client):
         input=[{"role": "user", "content": "x"}, *found.output, {"role": "user", "content": "SAY{again}"}],
     )  # fmt: skip
     assert again.output_text == "again"
+    alone = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "weather"}]}
+    tools = [{"type": "function", **TOOL["function"]}, {"type": "function", "name": "other"}]
+    scored = client.responses.create(
+        model="fake", input="SAY{a b}", include=["message.output_text.logprobs"], top_logprobs=2, tools=tools,
+        tool_choice=alone,
+    )  # fmt: skip
+    assert [len(one.top_logprobs) for one in scored.output[0].content[0].logprobs] == [2, 2]
     short = client.responses.create(model="fake", input="go on", max_output_tokens=2)
     assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
@@ -213,6 +229,8 @@ def test_many_at_once_with_the_client_that_waits(server):
             "BadRequestError",
         ),
         ({"tool_choice": "required"}, "BadRequestError"),
+        ({"top_logprobs": 2}, "BadRequestError"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": OTHER}}, "BadRequestError"),
     ],
 )
 def test_what_cannot_be_is_an_error(client, wrong, kind):

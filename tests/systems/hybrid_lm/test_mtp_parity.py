@@ -19,7 +19,7 @@ from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 from seqloom.serve.request import Request
 from seqloom.systems.hybrid_lm.task import TextTask
-from tiny_models import Nothing, excite, make, tokens
+from tiny_models import Nothing, draft_states, excite, make, tokens
 
 KNOWN = 15
 """Tokens whose true hidden states drafting starts from."""
@@ -53,7 +53,7 @@ def look_ahead(model, ids, documents=None):
 def draft(model, ids, steps):
     """Hidden states of drafting after the first tokens of a row, by the model's own `draft`."""
     hidden, _ = model.hidden(ids[:, :KNOWN])
-    states = model.mtp.new_states(len(ids))
+    states = draft_states(model, len(ids))
     drafted = [model.draft(hidden, ids[:, 1 : KNOWN + 1], states)[:, -1:]]
     for step in range(1, steps):
         drafted.append(model.draft(drafted[-1], ids[:, KNOWN + step : KNOWN + step + 1], states))
@@ -186,10 +186,10 @@ def test_what_is_remembered_after_any_number_of_right_guesses(right, monkeypatch
     request = engine.submit(prompt, greedy, 4)
     for _ in range(3):
         engine.step()
-    seen, fresh, block = torch.tensor([request.ids]), model.new_states(1), model.mtp.new_states(1)
+    seen, fresh, block = torch.tensor([request.ids]), model.new_states(1), draft_states(model, 1)
     assert seen.shape[1] == 17 + 3 * (right + 1)
     hidden, _ = model.hidden(seen[:, :-1], states=fresh)
-    close(request.ahead, model.draft(hidden, seen[:, 1:], block)[0, -1])
+    close(request.followed.ahead, model.draft(hidden, seen[:, 1:], block)[0, -1])
     cache = engine._scheduler.cache
     assert cache.reserve(0, 2)
     hidden, _ = model.hidden(seen[:, -1:], states=cache.states(0, 1, 1))

@@ -67,11 +67,12 @@ def test_computes_as_the_dequantized_model(variant: str, settings: dict[str, obj
             assert torch.equal(module.down_proj.dequantize(), plain.get_parameter(f"{name}.down_proj"))
     assert packed.state_formats == plain.state_formats
     wanted = plain(tokens())
-    torch.testing.assert_close(packed(tokens()), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(packed(tokens()), wanted, rtol=2e-3, atol=2e-3)  # inputs of nvfp4 have 16 bits
 
 
-def test_codes_of_nan_are_refused(tmp_path: Path) -> None:
-    folder = wide(written(tmp_path / "folder", "dense", recipe="fp8"))
+@pytest.mark.parametrize("recipe", ["fp8", "nvfp4"])
+def test_codes_of_nan_are_refused(recipe: str, tmp_path: Path) -> None:
+    folder = wide(written(tmp_path / "folder", "dense", recipe=recipe))
     file = folder / "model.safetensors"
     tensors = load_file(file)
     name = next(name for name, tensor in tensors.items() if tensor.dtype == torch.float8_e4m3fn)

@@ -1,0 +1,53 @@
+"""How far ahead is guessed in a step, and what became of it."""
+
+from collections.abc import Sequence
+
+from seqloom.serve.adaptive import DraftLength
+from seqloom.serve.drafting import MOST_GUESSES
+from seqloom.serve.request import Request
+
+
+class Guessing:
+    """
+    Args:
+        border: tokens between places where rows may be remembered, at which a step ends; None remembers nothing.
+    """
+
+    def __init__(self, border: int | None) -> None:
+        self._border, self._length = border, DraftLength(MOST_GUESSES)
+        self.tokens_out = 0
+        self.drafted, self.accepted = [0] * MOST_GUESSES, [0] * MOST_GUESSES
+
+    def counts(self, drafting: Sequence[Request], lengths: Sequence[int], running: int) -> list[int]:
+        """Guesses that each row can make use of.
+
+        Args:
+            lengths: tokens that the rows have seen.
+            running: rows that take the step.
+        """
+        if not drafting:
+            return []
+        auto = self._length.choose(running)
+        return [self._most(request, length, auto) for request, length in zip(drafting, lengths, strict=False)]
+
+    def _most(self, request: Request, length: int, auto: int) -> int:
+        most = min(auto if request.draft_tokens is None else request.draft_tokens, request.remaining - 1)
+        return most if self._border is None else min(most, self._border - 1 - length % self._border)
+
+    def count(self, requests: Sequence[Request], guesses: list[list[int]], kept: list[int]) -> None:
+        """Take note of a step.
+
+        Args:
+            kept: tokens of each row that turned out to belong to its text.
+        """
+        for request, guess, count in zip(requests, guesses, kept, strict=True):
+            self.tokens_out += count
+            for place in range(len(guess)):
+                self.drafted[place] += 1
+                self.accepted[place] += place < count - 1
+            if request.finish_reason is None:
+                self._length.count(len(guess), count - 1)
+
+    def time(self, rows: int, most: int, seconds: float) -> None:
+        """Take note of what a step with so many guesses at most took."""
+        self._length.time(rows, most, seconds)
