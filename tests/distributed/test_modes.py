@@ -75,14 +75,15 @@ def test_a_training_is_that_of_one_process(mode: str, alone: Result, go: Go, tmp
     spread = result(go, tmp_path / "run", mode)
     assert worst(alone.gradients, spread.gradients) < 1e-6
     assert [line["kind"] for line in spread.log] == ["train"] * 5 + ["valid"]
+    # Muon lifts small singular values, and rounding with them: what follows on its steps is not as near as gradients.
     numbers = [line for line in alone.log if line["kind"] != "sample"]  # a text, which one process alone writes
     for one, other in zip(numbers, spread.log, strict=True):
         assert one.keys() == other.keys()
         for name in one.keys() & LEARNED:
-            assert other[name] == pytest.approx(one[name], rel=1e-6), (name, one["step"])
+            assert other[name] == pytest.approx(one[name], rel=4e-6), (name, one["step"])
         for name in one.keys() & EXACT:
             assert other[name] == one[name], (name, one["step"])
-    assert worst(alone.weights, spread.weights) < 1e-4  # Muon lifts small singular values, and rounding with them
+    assert worst(alone.weights, spread.weights) < 1e-4
 
 
 @pytest.mark.full

@@ -33,7 +33,7 @@ struct Problem {
     float scale;
     int32_t threads;
     Heads q, k, v, y, dy, dq, dk, dv;  // the last four only on the way back
-    const int32_t* documents;          // [rows, tokens], rising, -1 for padding at the end; null for one a row
+    const int32_t* documents;          // [rows, tokens], -1 for padding; null for one a row
     float* normalizers;                // [rows, heads, tokens]: logsumexp of a query's scores
 
     int64_t shared_by() const { return heads / groups; }
@@ -68,9 +68,11 @@ template <class F>
 void each_block(const Problem& p, int64_t row, F&& f) {
     const int32_t* documents = p.documents_of(row);
     Block before(p, row, 0, nullptr);
-    for (int64_t first = 0; first < p.tokens && !(documents && documents[first] < 0); first += some_queries) {
+    for (int64_t first = 0; first < p.tokens; first += some_queries) {
         const Block block(p, row, first, first ? &before : nullptr);
-        f(block);
+        const bool padded = documents && std::all_of(documents + block.first, documents + block.last,
+                                                     [](int32_t document) { return document < 0; });
+        if (!padded) f(block);
         before = block;
     }
 }

@@ -28,7 +28,7 @@ def test_equals_torchs_own_on_any_number_of_threads(B, H, G, T, K, packed, monke
     documents = None
     if packed:
         documents = torch.randint(5, (B, T), generator=generator).sort().values
-        documents[0, T - T // 3 :] = -1  # more than a block of padding, if not all of it
+        documents[0, T - T // 3 :] = documents[-1, : T // 2] = -1  # more than a block of padding, behind and in front
     truth = results(torchs_own, q, k, v, documents, dtype=torch.float64)
     with guarded():
         mine = results(attention, q, k, v, documents)
