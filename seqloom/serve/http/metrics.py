@@ -46,7 +46,10 @@ class Metrics:
             name: make("Counter", f"{name}_tokens", f"guessed tokens {text}, by place after the newest", "place")
             for name, text in (("drafted", "that were checked"), ("accepted", "that were right"))
         }
-        self._reuse = make("Gauge", "prefix_reuse", "whether prompts are found in the cache, or why not", "state")
+        self._states = {
+            "prefix_reuse": make("Gauge", "prefix_reuse", "whether what is known of prompts is used, or why not", "state"),
+            "graphs": make("Gauge", "graphs", "whether steps are recorded as CUDA graphs, or why not", "state"),
+        }
         self._seen: dict[Any, int] = {}
         self.tokens = 0
         """Of answers, as far as they are not counted yet: a counter's lock is not taken for every one."""
@@ -57,8 +60,9 @@ class Metrics:
             gauge.set(statistics[name])
         for name, counter in self._counters.items():
             self._advance(counter, name, statistics[name])
-        self._reuse.clear()
-        self._reuse.labels(statistics["prefix_reuse"]).set(1)
+        for name, gauge in self._states.items():
+            gauge.clear()
+            gauge.labels(statistics[name]).set(1)
         for name, counters in self._drafts.items():
             for place, count in enumerate(statistics[name], start=1):
                 self._advance(counters.labels(place), (name, place), count)

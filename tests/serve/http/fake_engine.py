@@ -66,6 +66,7 @@ class Statistics:
     pages_free: int = 64
     pages_remembered: int = 0
     prefix_reuse: str = "on"
+    graphs: str = "off: nothing is recorded on a CPU"
     prefix_hit_tokens: int = 0
     prefix_query_tokens: int = 0
     preemptions: int = 0
