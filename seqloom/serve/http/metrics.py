@@ -47,7 +47,7 @@ class Metrics:
             for name, text in (("drafted", "that were checked"), ("accepted", "that were right"))
         }
         self._states = {
-            "prefix_reuse": make("Gauge", "prefix_reuse", "whether what is known of prompts is used, or why not", "state"),
+            "prefix_reuse": make("Gauge", "prefix_reuse", "if prompts are found in the cache, or why not", "state"),
             "graphs": make("Gauge", "graphs", "whether steps are recorded as CUDA graphs, or why not", "state"),
         }
         self._seen: dict[Any, int] = {}
