@@ -208,9 +208,11 @@ def _gated(logits: dict[str, Tensor], format: str) -> Line:
 
 
 def _step_bytes(config: HybridConfig, format: str, rows: int, context: int) -> float:
-    """Least memory traffic of a step: weights in their format, keys, values and states of all rows."""
+    """Least memory traffic of a step: weights in their format, the head in int8 at the least, keys, values, states."""
     states = decoding_bytes(config, "bf16", rows, context) - decoding_bytes(config, "bf16", 0, context)
-    return decoding_bytes(config, "bf16", 0, context) * BITS[format] / BITS["bf16"] + states
+    head = config.vocab_size * config.width
+    others = decoding_bytes(config, "bf16", 0, context) / 2 - head
+    return (others * BITS[format] + head * max(BITS[format], BITS["int8"])) / 8 + states
 
 
 def _tokens(config: HybridConfig, rows: int, length: int) -> Tensor:

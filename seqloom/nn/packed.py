@@ -2,7 +2,8 @@
 
 They stand in the places of `Linear` and `Experts` in a model and compute the same products of other numbers. A packed
 weight is no parameter and no buffer: moving or casting a model leaves it alone. Embeddings, routers, norms and
-convolutions stay as they are.
+convolutions stay as they are; the output head, often the largest matrix and one that errors pass straight, is in int8
+where the others are in fewer bits.
 """
 
 from typing import Literal
@@ -49,21 +50,21 @@ class PackedExperts(nn.Module):
 
 
 @torch.no_grad()
-def pack_linears(model: nn.Module, format: ServedFormat, *, head: bool = False) -> dict[str, str]:
-    """Store the weights of all linear layers and experts in one format, one after the other, for serving.
+def pack_linears(model: nn.Module, format: ServedFormat) -> dict[str, str]:
+    """Store the weights of all linear layers and experts in one format, one after the other, for serving; of an output
+    head in int8 at the least.
 
     What is packed already stays, and so do layers with adapters or other additions, and, of NVFP4, those whose inputs
     cannot be cut into blocks.
 
-    Args:
-        head: the output head too.
     Returns:
         the format in which each of the layers is stored now, by name.
     """
     formats: dict[str, str] = {}
     for name, module in list(model.named_modules()):
-        if type(module) is Linear and (head or module.hidden_matrices):
-            stored = _packed(module.weight, format)
+        if type(module) is Linear:
+            inside = bool(module.hidden_matrices) or format == "bf16"
+            stored = _packed(module.weight, format if inside else "int8")
             if isinstance(stored, PackedWeight):
                 replace(model, name, PackedLinear(stored, module.format))
             else:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -78,6 +78,17 @@ class PackedWeight(NamedTuple):
         """One matrix of a stack."""
         scales = None if self.scales is None else self.scales[expert]
         return self._replace(codes=self.codes[expert], scales=scales, multipliers=(self.multipliers[expert],))
+
+    def rows(self, chosen: Int[Tensor, "R"]) -> "PackedWeight":
+        """Some rows of a matrix, as a matrix."""
+        if self.scales is None:
+            return self._replace(codes=self.codes[chosen], outputs=len(chosen))
+        padded = F.pad(chosen, (0, -len(chosen) % PANEL))
+        codes, scales = (
+            each[padded // PANEL, :, padded % PANEL].unflatten(0, (-1, PANEL)).movedim(1, 2).contiguous()
+            for each in (self.codes, self.scales)
+        )
+        return self._replace(codes=codes, scales=scales, outputs=len(chosen))
 
     def dequantize(self) -> Float32[Tensor, "*E N K"]:
         """The numbers."""

@@ -4,7 +4,7 @@ The state of a model is one list with an entry per layer, `None` where a layer r
 views of the one memory that an engine has for all its rows, from `new_cache`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from jaxtyping import Float, Int
@@ -79,8 +79,8 @@ class LanguageModel(Protocol):
         """Logits of the token after each position."""
         ...
 
-    def head_rows(self, tokens: Int[Tensor, "K"]) -> Float[Tensor, "K D"] | None:
-        """The part of the head that gives the logits of some tokens, in a matrix; None where there is none."""
+    def head_of(self, tokens: Int[Tensor, "K"]) -> Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B K"]] | None:
+        """The part of the head that gives the logits of some tokens; None where it cannot be had alone."""
         ...
 
     def draft(

@@ -9,14 +9,13 @@ Paper: Zhao et al., "FR-Spec: accelerating large-vocabulary language models via 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from seqloom.ops.linear import linear
 from seqloom.serve.contract import LanguageModel
 
 SHARE, LEAST = 8, 1024
@@ -35,7 +34,7 @@ class ShortHead:
         self._missed = _MISSED
         self._known: set[int] = set()
         self._tokens = torch.empty(0, dtype=torch.int64)
-        self._rows: Tensor | None = None
+        self._head: Callable[[Tensor], Tensor] | None = None
         self._logits = torch.empty(0, 0)
 
     def count(self, tokens: Sequence[int]) -> None:
@@ -48,11 +47,11 @@ class ShortHead:
         """Logits of all tokens, of those that cannot be guessed -infinity; good until the next call."""
         if self._missed >= _MISSED and self._size < self._model.vocab_size:
             self._choose(ahead.device)
-        if self._rows is None:
+        if self._head is None:
             return self._model.head(ahead[:, None])[:, 0]
         if len(self._logits) != len(ahead):
             self._logits = torch.full((len(ahead), self._model.vocab_size), -torch.inf, device=ahead.device)
-        return self._logits.index_copy_(1, self._tokens, linear(ahead, self._rows).float())
+        return self._logits.index_copy_(1, self._tokens, self._head(ahead).float())
 
     def _choose(self, device: torch.device) -> None:
         """Take the tokens that came most; of others, the first ids, which tokenizers give to what is frequent."""
@@ -62,7 +61,7 @@ class ShortHead:
         self._came.clear()
         self._missed, self._known = 0, set(chosen.tolist())
         self._tokens = torch.from_numpy(chosen).to(device)
-        self._rows = self._model.head_rows(self._tokens)
-        if self._rows is None:
+        self._head = self._model.head_of(self._tokens)
+        if self._head is None:
             self._size = self._model.vocab_size
         self._logits = torch.empty(0, 0)

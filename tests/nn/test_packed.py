@@ -18,12 +18,13 @@ KINDS = ["int8", "fp8", "nvfp4"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_computes_what_is_stored(kind: str) -> None:
     model, plain = make("mtp", seed=1), make("mtp", seed=1)
-    formats = pack_linears(model, kind, head=True)
+    formats = pack_linears(model, kind)
     assert isinstance(model.lm_head, PackedLinear)
     stacks = 0
     for name, module in plain.named_modules():
-        if isinstance(module, Linear) and formats[name] == kind:
-            module.weight.copy_(pack(module.weight, kind).dequantize())
+        if isinstance(module, Linear) and formats[name] != "float32":
+            assert formats[name] == ("int8" if name == "lm_head" else kind)
+            module.weight.copy_(pack(module.weight, formats[name]).dequantize())
         elif isinstance(module, Experts) and formats[name] == kind:
             stacks += 1
             for leaf in module.hidden_matrices:
@@ -38,13 +39,12 @@ def test_what_is_not_packed() -> None:
     attach(model, ["backbone.layers.0.mixer.in_proj"], Factors(rank=2, scale=1.0))
     formats = pack_linears(model, "nvfp4")
     assert "backbone.layers.0.mixer.in_proj" not in formats
-    assert "lm_head" not in formats
-    assert type(model.lm_head) is Linear
+    assert formats["lm_head"] == "int8"
     assert isinstance(model.backbone.layers[1].mixer.experts, PackedExperts)
     assert model.backbone.layers[1].mixer.gate.weight.dtype == torch.float32
     again = pack_linears(model, "int8")
     assert again == {}
-    assert set(pack_linears(make("dense"), "bf16", head=True).values()) == {"bfloat16"}
+    assert set(pack_linears(make("dense"), "bf16").values()) == {"bfloat16"}
 
 
 @torch.no_grad()

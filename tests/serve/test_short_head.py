@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from seqloom.nn.packed import pack_linears
 from seqloom.serve import short_head
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
@@ -14,8 +15,11 @@ def of_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
-def test_what_can_be_guessed_is_what_came_most_and_lately() -> None:
+@pytest.mark.parametrize("weights", ["as made", "int8"])
+def test_what_can_be_guessed_is_what_came_most_and_lately(weights: str) -> None:
     model, hidden = make("mtp"), torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    if weights == "int8":
+        pack_linears(model, "int8")
     head, whole = ShortHead(model), model.head(hidden)
 
     def guessed() -> set[int]:

@@ -185,7 +185,7 @@ class ToyModel(nn.Module):
         # Not a matrix product: the same bits in every batch, so that tests may compare exactly.
         return 3 * (self.readout * hidden[..., None, :]).sum(-1) + self.bias
 
-    def head_rows(self, tokens: Tensor) -> None:
+    def head_of(self, tokens: Tensor) -> None:
         """None: all tokens are few enough."""
 
     def draft(self, hidden: Tensor, next_tokens: Tensor, states: list[Any]) -> Tensor:

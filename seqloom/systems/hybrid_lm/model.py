@@ -5,6 +5,8 @@
 Paper: Nemotron-H, section 2; Nemotron 3 Super for LatentMoE and MTP. Parameter names are those of the public files.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +27,14 @@ from seqloom.nn.mlp import Mlp
 from seqloom.nn.moe import MoE, Router, Routing
 from seqloom.nn.mtp import MtpBlock
 from seqloom.nn.norm import RMSNorm
+from seqloom.nn.packed import PackedLinear
 from seqloom.nn.pattern import parse_pattern
 from seqloom.nn.stack_step import few_tokens_of_rows
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.nn.stores import Room
 from seqloom.numerics.place import used_again
 from seqloom.numerics.precision import Format, dtype_of
+from seqloom.ops.linear import linear
 from seqloom.ops.recompute import recomputing
 from seqloom.systems.hybrid_lm.config import HybridConfig, LoraConfig
 
@@ -129,9 +133,12 @@ class HybridLM(nn.Module):
         """FP32 logits of a normed hidden state."""
         return self.lm_head(hidden).float()
 
-    def head_rows(self, tokens: Int[Tensor, "K"]) -> Float[Tensor, "K D"] | None:
-        """The weights behind the logits of some tokens; None of a head that is packed or has additions."""
-        return self.lm_head.weight[tokens] if type(self.lm_head) is Linear else None
+    def head_of(self, tokens: Int[Tensor, "K"]) -> Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B K"]] | None:
+        """What gives the logits of some tokens alone, with the weights of now; None of a head that has additions."""
+        head: nn.Module = self.lm_head
+        if isinstance(head, PackedLinear):
+            return PackedLinear(head.weight.rows(tokens), head.format)
+        return partial(linear, weight=head.weight[tokens]) if type(head) is Linear else None
 
     def look_ahead(
         self,
