@@ -35,6 +35,11 @@ class DraftLength:
         self._best, self._direction = 0, -1
         self._wait = self._left = _SOON
 
+    @property
+    def none_pays(self) -> bool:
+        """Whether no guesses are the best, and a look at one has found nothing since they are."""
+        return self._best == 0 and self._wait > _SOON
+
     def choose(self, rows: int) -> int:
         """The length for the next step of so many rows."""
         plain = self._known(rows, 0)

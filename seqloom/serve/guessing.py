@@ -6,6 +6,9 @@ from seqloom.serve.adaptive import DraftLength
 from seqloom.serve.drafting import MOST_GUESSES
 from seqloom.serve.request import Request
 
+_LOOKING = 8
+"""One request in so many goes on looking where no guesses pay."""
+
 
 class Guessing:
     """
@@ -15,8 +18,15 @@ class Guessing:
 
     def __init__(self, border: int | None) -> None:
         self._border, self._length = border, DraftLength(MOST_GUESSES)
+        self._came = 0
         self.tokens_out = 0
         self.drafted, self.accepted = [0] * MOST_GUESSES, [0] * MOST_GUESSES
+
+    def rests(self) -> bool:
+        """Whether the next request that leaves the length open does best without guesses: where none pay, what the
+        prediction block does to be ready for them is lost."""
+        self._came += 1
+        return self._length.none_pays and self._came % _LOOKING != 0
 
     def counts(self, drafting: Sequence[Request], lengths: Sequence[int], running: int) -> list[int]:
         """Guesses that each row can make use of.

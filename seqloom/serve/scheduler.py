@@ -116,6 +116,8 @@ class Scheduler:
         if self.running and needed > cache.pages - cache.pages_in_rows:
             return False
         self.reading, found = self.waiting.popleft(), None
+        if request.draft_tokens is None and self._drafter.needs_hidden and self.guessing.rests():
+            request.draft_tokens = 0
         if self.prefixes is not None and not request.scoring:
             found = self.prefixes.revive(self._seat, request.keys, request.ids, self._follows(request))
         if found is None:

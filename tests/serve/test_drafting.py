@@ -110,6 +110,23 @@ def test_requests_that_draft_and_others_run_side_by_side() -> None:
         assert drafted == answer
 
 
+def test_where_no_guess_pays_few_requests_look_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, sampling = make(), Sampling(max_tokens=30, temperature=0)
+    plain = engine.generate(PROMPTS, sampling)
+    monkeypatch.setattr(DraftLength, "none_pays", True)
+    followed = []
+    for number in range(16):
+        request = engine.submit(PROMPTS[number % 4], sampling, "auto")
+        while request.finish_reason is None:
+            engine.step()
+        assert request.completion().token_ids == plain[number % 4].token_ids
+        followed.append(request.drafts)
+    assert sum(followed) == 2
+    wanted = engine.submit(PROMPTS[0], sampling, 2)
+    engine.step()
+    assert wanted.drafts  # who asks for guesses gets them
+
+
 def test_a_text_that_repeats_itself_is_guessed_from_what_was_said() -> None:
     class Text:
         def __init__(self, ids: list[int]) -> None:
@@ -148,3 +165,4 @@ def test_the_length_that_brings_most_tokens_a_second_is_found(right: float, cost
         chosen.append(rates[guessed])
     assert best or sum(chosen[:200]) > 0.9 * 200  # to find out that nothing pays costs little
     assert sum(chosen[500:]) / 1000 > 0.93 * rates[best]
+    assert lengths.none_pays == (best == 0)
