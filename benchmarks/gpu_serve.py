@@ -8,7 +8,7 @@ serve-MODEL-rowsB  a step of B rows in BF16 after 128 tokens, and one of transfo
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from benchmarks.peers import TRANSFORMERS, open_transformers
 from seqloom.serve.captured import DecodeStep
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
+from seqloom.studies.cache_budget import Mute
 from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, MambaConfig, MlpConfig, MoeConfig, MtpConfig
 from seqloom.systems.hybrid_lm.model import HybridLM
 
@@ -39,21 +40,6 @@ GATED = HybridConfig(
     mtp=MtpConfig(),
 )
 """Every kind of layer."""
-
-
-class Ids:
-    """A tokenizer for token ids that nobody reads."""
-
-    bos, eos = 1, 2
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def encode(self, text: str, *, specials: bool = False) -> list[int]:
-        return []
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return ""
 
 
 def cases(models: Mapping[str, HybridConfig], copy_rate: Callable[[], float]) -> list[Case]:
@@ -99,7 +85,7 @@ def gate(guesses: int, options: Namespace) -> Line:
 
 
 def engine_of(model: HybridLM, rows: int) -> Engine:
-    return Engine((model, Ids(model.vocab_size)), rows, page_tokens=64, cache_tokens=rows * 2048)
+    return Engine((model, Mute(model.vocab_size)), rows, page_tokens=64, cache_tokens=rows * 2048)
 
 
 def answered(engine: Engine, guesses: int) -> list[list[int]]:

@@ -66,7 +66,7 @@ class _Stack:
             self.lengths[row] += tokens
         self._fed = tokens
         if guessed:
-            self._behind = max(self._behind, min(_power(tokens) - 1, self._room.ahead))
+            self._behind = max(self._behind, min(power_of_two(tokens) - 1, self._room.ahead))
         return views
 
     def shape(self, first: int, count: int, tokens: int, guessed: bool, spare: int) -> tuple[int, int, bool, int, int]:
@@ -74,7 +74,7 @@ class _Stack:
         pages = self._room.pages
         if not self._tables.is_cpu:  # where asking a tensor for the longest row would stall
             longest = max(self.lengths[first : first + count], default=0) + tokens
-            pages = min(_power(-(-longest // self._room.page_tokens)), pages)
+            pages = min(power_of_two(-(-longest // self._room.page_tokens)), pages)
         return first, count + spare, guessed, self._behind, pages
 
     def _view(
@@ -250,6 +250,6 @@ class HybridCache:
         self._pool.drop(mark.pages)
 
 
-def _power(count: int) -> int:
+def power_of_two(count: int) -> int:
     """The next power of two, so that few shapes come up."""
     return 1 << (count - 1).bit_length()

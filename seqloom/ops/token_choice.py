@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-"""Of SplitMix64."""
+from seqloom.ops.token_draw import SPLITMIX
+
+_GOLDEN, _MIX1, _MIX2 = SPLITMIX
 
 Kind = Literal["greedy", "race", "filtered"]
 """What the rows of a call ask for at most: the likeliest token, a race of all, or one of those that filters leave."""

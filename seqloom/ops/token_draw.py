@@ -20,7 +20,9 @@ from torch import Tensor
 
 from seqloom.ops.kernels import chosen
 
-_GOLDEN, _MIX1, _MIX2 = (np.uint64(word) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+SPLITMIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The step of SplitMix64, and what it mixes with."""
+_GOLDEN, _MIX1, _MIX2 = map(np.uint64, SPLITMIX)
 
 
 class Cut(NamedTuple):

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from seqloom.nn.cache import HybridCache
+from seqloom.nn.cache import HybridCache, power_of_two
 from seqloom.ops.token_choice import Kind, Races, signed, token_choice
 from seqloom.serve.contract import LanguageModel
 from seqloom.serve.request import Request
@@ -174,7 +174,7 @@ class DecodeStep:
         self, recorder: Recorder, requests: Sequence[Request], fed: list[list[int]], guessed: bool
     ) -> Decoded:
         rows, tokens = len(fed), len(fed[0])
-        spare = min(1 << (rows - 1).bit_length(), self._most) - rows
+        spare = min(power_of_two(rows), self._most) - rows
         kind = _kind(requests)
         shape = (kind, *self._cache.shape(0, rows, tokens, guessed, spare))
         states = self._cache.states(0, rows, tokens, guessed, spare)

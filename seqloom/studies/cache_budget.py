@@ -88,7 +88,7 @@ def _serve(model: Any, load: Load, rows: int, requests: int) -> dict[str, float]
     draw = torch.Generator().manual_seed(1)
     prompts = torch.randint(3, model.vocab_size, (requests, load.prompt), generator=draw).tolist()
     pages = rows * (1 + -(-load.tokens // _PAGE))  # a row is admitted while every other can take one more page
-    source = (model, _Mute(model.vocab_size))
+    source = (model, Mute(model.vocab_size))
     engine = Engine(source, rows, cache_tokens=pages * _PAGE, page_tokens=_PAGE, prefix_cache=False)
     engine.generate(prompts[:1], Sampling(temperature=0, max_tokens=2))
     start = time.perf_counter()
@@ -97,7 +97,7 @@ def _serve(model: Any, load: Load, rows: int, requests: int) -> dict[str, float]
     return {"tokens_per_second": float(f"{requests * load.answer / seconds:.4g}"), "seconds": float(f"{seconds:.4g}")}
 
 
-class _Mute:
+class Mute:
     """A tokenizer for token ids that nobody reads and none of which ends a text."""
 
     bos, eos = None, -1
