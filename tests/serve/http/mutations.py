@@ -1,5 +1,6 @@
 """Bodies and requests that nobody should send, made from such as are fine; each a function of a number."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -128,10 +129,15 @@ def hostile(number: int) -> bytes:
     return draw.choice(WAYS)(draw, path, json.loads(json.dumps(fine)))
 
 
+def odd(draw: random.Random) -> Any:
+    """A value of its own: what is put into it later must not stay for the next request."""
+    return copy.deepcopy(draw.choice(ODD))
+
+
 def other_values(draw: random.Random, path: str, body: Any) -> bytes:
     for _ in range(draw.randrange(1, 4)):
         holder, key = draw.choice(_places(body))
-        holder[key] = draw.choice(ODD)
+        holder[key] = odd(draw)
     return request("POST", path, json.dumps(body).encode())
 
 
@@ -141,7 +147,7 @@ def other_keys(draw: random.Random, path: str, body: Any) -> bytes:
     if chosen and draw.random() < 0.5:
         del chosen[draw.choice(list(chosen))]
     else:
-        chosen[draw.choice(["", "\ud834", "__proto__", "stream_options", "n", "x" * 500])] = draw.choice(ODD)
+        chosen[draw.choice(["", "\ud834", "__proto__", "stream_options", "n", "x" * 500])] = odd(draw)
     return request("POST", path, json.dumps(body).encode())
 
 
