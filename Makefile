@@ -15,16 +15,28 @@ VENV := .venv
 JOBS ?= 2
 AREAS ?= limits ops train memory decode prefill serve speech agent precision
 MACHINE ?= here
-INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
+INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints/cpu.txt
+# On all cores at once, which pip does not do; some packages bring files for other Pythons.
+BYTECODE := $(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: demo test quick bench soak lint clean
+.PHONY: demo test pytest kernels quick bench soak lint clean
 .DEFAULT_GOAL := demo
+
+# Set in many containers; tests start some hundred processes, each of which would compile all it imports once more.
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: $(VENV)/core.stamp
 	$(VENV)/bin/seqloom demo
 
-test: lint
-	$(VENV)/bin/python -m pytest -n $(JOBS)
+# Types are checked while tests run, and kernels are compiled while pip installs: each has one core for itself then.
+test:
+	@$(MAKE) --no-print-directory -j 3 lint pytest
+
+pytest: kernels $(VENV)/dev.stamp
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
+
+kernels:
+	@PYTHONPATH=. $(PYTHON) -c 'from seqloom.ops.native.build import library; library()' 2>/dev/null || true
 
 quick: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest -n $(JOBS) -m "not full"
@@ -52,14 +64,16 @@ clean:
 $(VENV)/core.stamp: pyproject.toml constraints/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "seqloom needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1). Name another one:" \
-			"make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+			"make PYTHON=python3.12" >&2; exit 1; }
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing seqloom and its core packages into $(VENV) (a minute or two; torch is the large one)"
 	@$(INSTALL) --quiet hatchling editables
 	@$(INSTALL) --no-build-isolation -e .
+	@$(BYTECODE)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@echo "Installing the development tools into $(VENV)"
 	@$(INSTALL) --quiet --no-build-isolation -e ".[dev]"
+	@$(BYTECODE)
 	@touch $@

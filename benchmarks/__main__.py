@@ -4,7 +4,8 @@
     python -m benchmarks train --only '150m-*' --threads 2 --out benchmarks/results/train_mymachine_2026-11-27.jsonl
     python -m benchmarks decode --base HEAD~10
 
-The exit status is 1 if a gate failed: ours and a peer did not compute the same.
+The exit status is 1 if a gate failed, as ours and a peer did not compute the same, or if a case broke; the others are
+measured all the same, and every line is kept as soon as it is there.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -42,11 +45,12 @@ def main(arguments: list[str]) -> int:
     area = importlib.import_module(f"benchmarks.{chosen}")
     options = _options(chosen, area, arguments[1:])
     lines = []
-    for line in _lines(area, options):
-        lines.append(line)
-        print(json.dumps(line), flush=True)
-    if options.out:
-        options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with options.out.open("w", encoding="utf-8") if options.out else nullcontext() as kept:
+        for line in _lines(area, options):
+            lines.append(line)
+            for target in (sys.stdout, kept):
+                if target is not None:
+                    print(json.dumps(line), file=target, flush=True)
     from benchmarks.table import table
 
     print(table(lines), file=sys.stderr)
@@ -102,6 +106,9 @@ def _lines(area: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             line = {"error": str(finding)}
         except NotHere as reason:
             line = {"not_measured": str(reason)}
+        except Exception as error:
+            traceback.print_exc()
+            line = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
         yield {"area": options.area, "case": case.name, **line, **place(device)}
 
 

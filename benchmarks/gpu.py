@@ -20,7 +20,7 @@ import gc
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks import gpu_gates, gpu_precision, gpu_serve, op_cases
 from benchmarks.case import Case, Line, NotHere
 from benchmarks.ceiling import least_seconds
+from benchmarks.gpu_limits import DEVICE, copy_rate, product_rate
 from benchmarks.models import build, parameters, training_flops
 from benchmarks.ops import FP32_ALWAYS, agree, in_torch, run
 from benchmarks.pairing import OURS, Side, in_turns, plain, short
@@ -36,9 +37,10 @@ from benchmarks.train import targets_of
 from seqloom.ops.kernels import table
 from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, MambaConfig, MlpConfig, MoeConfig
 
-DEVICE = "cuda"
 NO_DEVICE = 3
 """Exit status where there is no CUDA device."""
+
+TURN_SECONDS = 0.02
 
 SHAPES: list[tuple[Callable[..., op_cases.Contest], tuple[int, ...]]] = [
     (op_cases.ssd, (4, 4096, 64, 64, 128, 8, 128)),
@@ -109,32 +111,14 @@ def cases(options: Namespace) -> list[Case]:
         ),
         *(Case("-".join([make.__name__, *map(str, sizes)]), partial(time, make, sizes)) for make, sizes in SHAPES),
         *(Case(f"step-{model}", partial(step, model)) for model in MODELS),
-        *gpu_serve.cases(MODELS, copy_rate),
+        *gpu_serve.cases(MODELS),
         *(Case(f"trial-{kernel.strip('_')}", partial(trial, kernel), when_named=True) for kernel in TRIALS),
         *gpu_precision.cases(),
     ]
 
 
-# --- what the device can do at most
-
-
 def limits(options: Namespace) -> Line:
     return {"figures": {"copy_gb_per_s": short(copy_rate() / 1e9), "bf16_tflops": short(product_rate() / 1e12)}}
-
-
-@lru_cache
-def copy_rate() -> float:
-    """Bytes per second read and written."""
-    source = torch.randn(2**28, device=DEVICE)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source), DEVICE)
-
-
-@lru_cache
-def product_rate() -> float:
-    """FLOP/s of a large BF16 product."""
-    a, b = (torch.randn(8192, 8192, device=DEVICE).bfloat16() for _ in range(2))
-    return 2 * 8192**3 / least_seconds(lambda: a @ b, DEVICE)
 
 
 def gate(name: str, format: str, options: Namespace) -> Line:
@@ -172,7 +156,8 @@ def time(make: Callable[..., op_cases.Contest], sizes: tuple[int, ...], options:
         gc.collect()
         torch.cuda.empty_cache()
     line: Line = {"format": "bf16", "kernel": "triton", "gate": agree(runs, "bf16"), "skipped": skipped}
-    line |= in_turns({name: Side(until_done(each)) for name, each in runs.items()}, options.repeats)
+    launches = launches_of(runs[OURS])
+    line |= in_turns({name: Side(done(each, launches)) for name, each in runs.items()}, options.repeats, launches)
     least = max(contest.flops / product_rate(), least_bytes(inputs, runs[OURS]()[0], contest.backward) / copy_rate())
     medians = {name: seconds[1] for name, seconds in line["seconds"].items()}
     return line | {
@@ -195,9 +180,17 @@ def placed(
     return contest, tuple(inputs)
 
 
-def until_done(each: Callable[[], object]) -> Callable[[object], None]:
+def launches_of(run: Callable[[], object]) -> int:
+    """How many runs a turn has: enough that the device works on one while Python prepares the next, as in training."""
+    return max(1, min(20, int(TURN_SECONDS / least_seconds(run, DEVICE, tries=2))))
+
+
+def done(run: Callable[[], object], launches: int) -> Callable[[object], None]:
+    """Several runs, until the device is done."""
+
     def timed(_: object) -> None:
-        each()
+        for _ in range(launches):
+            run()
         torch.cuda.synchronize()
 
     return timed
@@ -216,7 +209,9 @@ def trial(kernel: str, options: Namespace) -> Line:
     make, sizes = SHAPES[place]
     contest, inputs = placed(make, sizes)
     require_triton(contest.op)
-    sides = {OURS: until_done(partial(run, contest.ours, inputs))}
+    ours = partial(run, contest.ours, inputs)
+    launches = launches_of(ours)
+    sides = {OURS: done(ours, launches)}
     skipped = {}
     for chosen in tries:
 
@@ -234,7 +229,7 @@ def trial(kernel: str, options: Namespace) -> Line:
             skipped[name] = " ".join(str(error).split())[:200]
         else:
             sides[name] = tried
-    timed = in_turns({name: Side(side) for name, side in sides.items()}, options.repeats)
+    timed = in_turns({name: Side(side) for name, side in sides.items()}, options.repeats, launches)
     return {"op": contest.op, "sizes": list(sizes), "skipped": skipped} | timed
 
 

@@ -150,6 +150,22 @@ def gated_paged_attention() -> Gated:
     return Gated("paged_attention", kernel, reference, (torch.randn(B, H, T, K), keys, values), (0, 1, 2))
 
 
+def gated_ctc() -> Gated:
+    """Utterances of several lengths, labels that repeat, none at all; many symbols."""
+    from seqloom.ops.ctc import ctc_loss, ctc_loss_torch
+
+    B, T, V, L = 4, 60, 2100, 21
+    targets = torch.randint(1, 9, (B, L))
+    lengths, labels = torch.tensor([T, T - 7, T, T - 20]), torch.tensor([L, L - 2, 0, 5])
+    return Gated(
+        "ctc",
+        lambda logits: ctc_loss(logits, lengths, targets, labels),
+        lambda logits: ctc_loss_torch(logits, lengths, targets, labels),
+        (2 * torch.randn(B, T, V),),
+        (0,),
+    )
+
+
 GATED: dict[str, Callable[[], Gated]] = {
     "ssd": gated_ssd,
     "ssd_odd": gated_ssd_odd,
@@ -158,6 +174,7 @@ GATED: dict[str, Callable[[], Gated]] = {
     "experts": gated_experts,
     "cross_entropy": gated_cross_entropy,
     "paged_attention": gated_paged_attention,
+    "ctc": gated_ctc,
 }
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Case, Disagreement, Line, NotHere
-from benchmarks.ceiling import product_rate
+from benchmarks.gpu_limits import DEVICE, product_rate
 from benchmarks.models import parameters, training_flops
 from benchmarks.pairing import OURS, Side, in_turns, short
 from benchmarks.precision import BF16, training_step
@@ -32,7 +32,6 @@ from seqloom.numerics.precision import PrecisionConfig, PrecisionRule, apply_pre
 from seqloom.ops.scaled_mm import refuse_emulation
 from seqloom.systems.hybrid_lm.config import AttentionConfig, HybridConfig, MambaConfig, MlpConfig
 
-DEVICE = "cuda"
 FORMATS = ("fp8", "fp8_blockwise")
 FAST, PRECISE, ROUNDED = 2.0**-9, 2.0**-11, 2.0**-8
 GATE_SIZES = (357, 520, 264)
@@ -108,8 +107,7 @@ def linear(side: int, format: str, options: Namespace) -> Line:
             "product_alone_bf16_over_fp8": products["ratio"][BF16][1],
         },
         "share_of_ceiling": {
-            name: short(flops / seconds[1] / product_rate(torch.bfloat16, DEVICE))
-            for name, seconds in line["seconds"].items()
+            name: short(flops / seconds[1] / product_rate()) for name, seconds in line["seconds"].items()
         },
     }
 
@@ -147,9 +145,7 @@ def step(width: int, recipe: str, options: Namespace) -> Line:
     medians = {name: seconds[1] for name, seconds in line["seconds"].items()}
     return line | {
         "tokens_per_second": {name: short(tokens.numel() / seconds) for name, seconds in medians.items()},
-        "share_of_ceiling": {
-            name: short(flops / seconds / product_rate(torch.bfloat16, DEVICE)) for name, seconds in medians.items()
-        },
+        "share_of_ceiling": {name: short(flops / seconds / product_rate()) for name, seconds in medians.items()},
     }
 
 

@@ -8,7 +8,7 @@ serve-MODEL-rowsB  a step of B rows in BF16 after 128 tokens, and one of transfo
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.case import Case, Disagreement, Line, NotHere
+from benchmarks.gpu_limits import copy_rate
 from benchmarks.models import build, decoding_bytes, parameters, write
 from benchmarks.pairing import OURS, Side, in_turns, plain, short
 from benchmarks.peers import TRANSFORMERS, open_transformers
@@ -42,15 +43,11 @@ GATED = HybridConfig(
 """Every kind of layer."""
 
 
-def cases(models: Mapping[str, HybridConfig], copy_rate: Callable[[], float]) -> list[Case]:
-    """
-    Args:
-        copy_rate: measures the bytes per second of a copy, read and written.
-    """
+def cases(models: Mapping[str, HybridConfig]) -> list[Case]:
     return [
         *(Case(f"serve-gate-{guesses}", partial(gate, guesses)) for guesses in (0, 3)),
         *(
-            Case(f"serve-{name}-rows{rows}", partial(rows_at, name, config, rows, copy_rate))
+            Case(f"serve-{name}-rows{rows}", partial(rows_at, name, config, rows))
             for name, config in models.items()
             for rows in ROWS
         ),
@@ -65,8 +62,8 @@ def single_calls(engine: Engine) -> Engine:
 
 
 def gate(guesses: int, options: Namespace) -> Line:
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
         model = build(GATED, "fp32").eval()
         answers = {"cpu": answered(engine_of(model, 8), guesses)}
@@ -78,7 +75,7 @@ def gate(guesses: int, options: Namespace) -> Line:
         }
         state = recorded.statistics.graphs
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.fp32_precision = before
     if not state.startswith("on"):
         raise Disagreement(f"steps were not recorded: {state}")
     return {"format": "fp32", "gate": same(answers), "graphs": state}
@@ -112,16 +109,21 @@ def same(answers: Mapping[str, list[list[int]]]) -> Line:
     return {"equal_answers": len(answers[OURS])}
 
 
-def rows_at(name: str, config: HybridConfig, rows: int, copy_rate: Callable[[], float], options: Namespace) -> Line:
+def rows_at(name: str, config: HybridConfig, rows: int, options: Namespace) -> Line:
     model, theirs = opened(name, config)
     recorded = engine_of(model, rows)
     sides = {OURS: stepping(recorded, rows), SINGLE_CALLS: stepping(single_calls(engine_of(model, rows)), rows)}
     line: Line = {"parameters": parameters(config), "rows": rows, "context": PROMPT, "format": "bf16"}
     line["graphs"] = recorded.statistics.graphs
+    if not isinstance(theirs, str):
+        sides[TRANSFORMERS] = generating(theirs, rows)
+        try:
+            sides[TRANSFORMERS].run(None)
+        except Exception as error:  # theirs, which is no reason not to measure ours
+            theirs = " ".join(str(error).split())[:200] or type(error).__name__
+            del sides[TRANSFORMERS]
     if isinstance(theirs, str):
         line["skipped"] = {TRANSFORMERS: theirs}
-    else:
-        sides[TRANSFORMERS] = generating(theirs, rows)
     line |= in_turns(sides, options.repeats, STEPS)
     medians = {name: seconds[1] for name, seconds in line["seconds"].items()}
     least = decoding_bytes(config, "bf16", rows, PROMPT) / copy_rate()

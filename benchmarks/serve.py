@@ -146,7 +146,8 @@ def _engine(config: HybridConfig, format: str, room: Path, rows: int, context: i
 
 
 def _steps(engine: Any, prompts: Tensor) -> Side:
-    """Rows that answer on and on; a turn gives each of them some more tokens."""
+    """Rows that answer on and on; a turn gives each of them some more tokens, those included that the one before it
+    gave too many, since several can come at once."""
     from seqloom.serve.config import Sampling
 
     endless = Sampling(temperature=0, max_tokens=3500, ignore_eos=True)
@@ -154,9 +155,13 @@ def _steps(engine: Any, prompts: Tensor) -> Side:
     while waiting:
         waiting -= {request for request in engine.step() if request.fresh.token_ids}
 
+    taken = 0
+
     def run(_: None) -> None:
-        for _step in range(STEPS):
-            engine.step()
+        nonlocal taken
+        while taken < STEPS:
+            taken += len(engine.step()[0].fresh.token_ids)
+        taken -= STEPS
 
     return Side(run)
 

@@ -1,5 +1,6 @@
 """What every test stands on: one thread a worker, checked shapes, and a cache of its own."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -13,6 +14,9 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 checked_shapes.install()
+
+# Importing everything makes a million objects that stay: nobody need look through them for garbage, now or later.
+gc.disable()
 
 from seqloom.core.cache import cache_folder  # noqa: E402
 from seqloom.ops.native.build import library  # noqa: E402
@@ -38,6 +42,11 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     checked_shapes.begin_test()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

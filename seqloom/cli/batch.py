@@ -3,19 +3,21 @@
 Every line of the input is an object with one of `prompt` (a text to go on with), `messages` (a conversation) or
 `tokens` (ids), with an `id` (or else the line's number is its id), and with any settings of `Sampling` for this line
 alone. A line of the output is written as soon as its answer is finished, so the order is another, and never again: the
-same command leaves out what the output already holds. A line that cannot be answered gets `error` in its place and is
-tried again the next time, as is one that was being written when the machine stopped.
+same command leaves out what the output already holds, which a digest of line and settings tells. A line that cannot be
+answered gets `error` in its place and is tried again the next time, as is one that was being written when the machine
+stopped.
 """
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 from seqloom.cli.dialogue import Asked, ask_messages
+from seqloom.cli.engine_options import DraftTokens
 from seqloom.core.config import parse, to_data
 from seqloom.core.errors import DataError, SeqloomError
 from seqloom.serve.config import Sampling
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 Id = str | int
 Record = dict[str, Any]
-DraftTokens = int | Literal["auto"]
 
 _PROMPTS = ("prompt", "messages", "tokens")
 
@@ -38,63 +39,77 @@ class Line:
     number: int
     id: Id
     fields: Record
+    digest: str = ""
+    """Of what it asks, with the settings that hold where it says nothing."""
     error: str | None = None
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path, sampling: Sampling) -> Iterator[Line]:
     """The lines of an input, one after another; empty ones are left out.
 
+    Args:
+        sampling: what holds where a line does not say.
     Raises:
         DataError: the file cannot be read.
     """
+    settings = json.dumps(to_data(sampling))
     try:
         with path.open("rb") as file:
             for number, data in enumerate(file, start=1):
                 if data.strip():
-                    yield _line(number, data)
+                    yield _line(number, data, settings)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _line(number: int, data: bytes) -> Line:
+def _line(number: int, data: bytes, settings: str) -> Line:
     try:
         found = json.loads(data)
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
-        return Line(number, number, {}, f"not JSON: {error}")
+        return Line(number, number, {}, error=f"not JSON: {error}")
     if not isinstance(found, dict):
-        return Line(number, number, {}, f"expected an object, found {type(found).__name__}")
+        return Line(number, number, {}, error=f"expected an object, found {type(found).__name__}")
     identity = found.pop("id", number)
     if not isinstance(identity, str | int) or isinstance(identity, bool):
-        return Line(number, number, {}, f"id: expected a text or a whole number, got {identity!r}")
-    return Line(number, identity, found)
+        return Line(number, number, {}, error=f"id: expected a text or a whole number, got {identity!r}")
+    asked = json.dumps(found, sort_keys=True) + settings
+    return Line(number, identity, found, blake2b(asked.encode(), digest_size=8).hexdigest())
 
 
-def read_ids(path: Path) -> set[Id]:
-    """The ids of all lines.
+def read_digests(path: Path, sampling: Sampling) -> dict[Id, str]:
+    """The ids of all lines, with the digest of what each asks.
 
+    Args:
+        sampling: what holds where a line does not say.
     Raises:
-        DataError: there are none, or two lines have the same one.
+        DataError: there are none, two lines have the same one, or the file cannot be read twice.
     """
-    counts = Counter(line.id for line in read_lines(path))
-    if not counts:
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no file; prompts are read from one, twice")
+    digests: dict[Id, str] = {}
+    for line in read_lines(path, sampling):
+        if line.id in digests:
+            raise DataError(f"{path}: line {line.number} has the id {line.id!r} again; answers are told apart by it")
+        digests[line.id] = line.digest
+    if not digests:
         raise DataError(f"{path}: holds no prompts")
-    twice, times = counts.most_common(1)[0]
-    if times > 1:
-        raise DataError(f"{path}: {times} lines have the id {twice!r}; answers are told apart by it")
-    return set(counts)
+    return digests
 
 
-def read_finished(path: Path, ids: set[Id]) -> set[Id]:
+def read_finished(path: Path, digests: Mapping[Id, str]) -> set[Id]:
     """The ids that an output holds answers for; errors and a last line that was cut off are taken out of the file.
 
+    Args:
+        digests: of what the lines of the input ask.
     Raises:
-        DataError: it holds something else.
+        DataError: it holds something else, or cannot be written.
     """
     try:
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        path.open("ab").close()
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
     kept, finished = [], set()
     for number, line in enumerate(lines, start=1):
         try:
@@ -106,8 +121,12 @@ def read_finished(path: Path, ids: set[Id]) -> set[Id]:
             raise DataError(f"{path}: line {number} is no answer of this command; name another --output") from None
         if wrong or not line.endswith(b"\n"):
             continue
-        if identity not in ids:
+        if identity not in digests:
             raise DataError(f"{path}: answers {identity!r}, which is not in the input; name another --output")
+        if record.get("digest") != digests[identity]:
+            raise DataError(
+                f"{path}: {identity!r} was answered when its line or the settings were others; name another --output"
+            )
         kept.append(line)
         finished.add(identity)
     if len(kept) < len(lines):
@@ -141,7 +160,7 @@ def read_asked(line: Line, tokenizer: "TextTokenizer", sampling: Sampling) -> As
             return Asked(asked, own)
         case "messages", list():
             return ask_messages(tokenizer, asked, own)
-        case "tokens", list() if asked and all(isinstance(token, int) for token in asked):
+        case "tokens", list() if asked and {type(token) for token in asked} == {int}:
             return Asked(asked, own)
     kind = {"prompt": "a text", "messages": "a list of messages", "tokens": "a list of token ids"}[given[0]]
     raise DataError(f"{given[0]}: expected {kind}, got {json.dumps(asked):.80}")
@@ -161,8 +180,8 @@ class _Answer:
             self.texts[channel] = self.texts.get(channel, "") + text
         self.tokens += fresh.token_ids
         for name in ("logprobs", "prompt_logprobs"):
-            for likely in getattr(fresh, name) or ():
-                self.likely.setdefault(name, []).append([likely.logprob, likely.top])
+            if (found := likely(getattr(fresh, name))) is not None:
+                self.likely.setdefault(name, []).extend(found)
 
     def record(self, request: Any) -> Record:
         if request.error is not None:
@@ -177,7 +196,13 @@ class _Answer:
             "cached_tokens": request.usage.cached_tokens,
             "token_ids": self.tokens,
             **self.likely,
+            "digest": self.line.digest,
         }
+
+
+def likely(places: Sequence[Any] | None) -> list[Any] | None:
+    """Log-probabilities as they are written: for each token its own, and the likeliest tokens with theirs."""
+    return None if places is None else [[place.logprob, place.top] for place in places]
 
 
 def write(file: IO[str], record: Record) -> None:

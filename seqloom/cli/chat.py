@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from seqloom.cli.arguments import parse
-from seqloom.cli.batch import DraftTokens
 from seqloom.cli.dialogue import Asked, ask_messages
+from seqloom.cli.engine_options import AS_STORED, DraftTokens, EngineOptions
 from seqloom.cli.stream import put
-from seqloom.core.errors import ConfigError
-from seqloom.nn.state_formats import KVFormat, SsmFormat
+from seqloom.core.errors import ConfigError, DataError
 from seqloom.serve.config import Sampling
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from seqloom.serve.request import Request
 
 _THINK, _ANSWER = "<think>", "</think>"
+_COMMANDS = "/reset begins anew, /speed tells how fast the last answer was, /quit leaves, Ctrl-C stops an answer"
 _DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
 
 
@@ -43,9 +43,7 @@ def chat(
     run: tyro.conf.Positional[Path],
     *,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
-    draft_tokens: DraftTokens = 0,
-    kv_cache: KVFormat | None = None,
-    ssm_state: SsmFormat | None = None,
+    options: Annotated[EngineOptions, tyro.conf.arg(name="")] = AS_STORED,
     system: str | None = None,
     template_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
 ) -> None:
@@ -56,34 +54,36 @@ def chat(
 
     Args:
         run: a run folder or public model folder.
-        draft_tokens: tokens to guess ahead (faster, never different); auto finds out how many pay.
-        kv_cache: what to store keys and values in; as the model has it, if not given.
-        ssm_state: what to store Mamba states in; _sr rounds stochastically.
         system: what the model is told before the conversation.
         template_option: NAME=VALUE for the model's chat template, such as enable_thinking=false; may be repeated.
     """
     from seqloom.data.tokenizer import open_tokenizer
-    from seqloom.serve.engine import Engine
 
     if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
         raise ConfigError("--logprobs, --prompt-logprobs: a conversation shows none; see `seqloom generate --json`")
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # gives `input` its line editing and history
-    options, tokenizer = _options(template_option), open_tokenizer(run)
-    conversation = _begin(tokenizer, system, options)
-    engine = Engine(run, kv_cache=kv_cache, ssm_state=ssm_state)
+    of_template, tokenizer = _options(template_option), open_tokenizer(run)
+    conversation = _begin(tokenizer, system, of_template)
+    engine = options.open(run)
     answer = Answer()
-    print("/reset begins anew, /speed tells how fast the last answer was, /quit leaves, Ctrl-C stops an answer")
+    print(_COMMANDS)
     while (line := _read_line()) != "/quit":
         if line == "/reset":
-            conversation = _begin(tokenizer, system, options)
+            conversation = _begin(tokenizer, system, of_template)
         elif line == "/speed":
             print(answer.speed)
+        elif line == "/help":
+            print(_COMMANDS)
         else:
-            conversation.say(line)
-            answer = Answer()
-            answer.show(engine, conversation.ask(sampling), draft_tokens)
-            conversation.answer(answer.text, answer.thoughts)
+            try:
+                asked, said = conversation.ask(line, sampling), Answer()
+                said.show(engine, asked, options.draft_tokens)
+            except DataError as error:  # too long, or refused by the template: it was not said
+                print(f"seqloom: {error}", file=sys.stderr)
+                continue
+            answer = said
+            conversation.answer(line, answer.text, answer.thoughts)
 
 
 def _read_line() -> str:
@@ -183,14 +183,15 @@ class PlainText:
     def __init__(self) -> None:
         self._text = ""
 
-    def say(self, line: str) -> None:
-        self._text += line if not self._text or self._text.endswith("\n") else "\n" + line
+    def ask(self, line: str, sampling: Sampling) -> Asked:
+        return Asked(self._with(line), sampling)
 
-    def ask(self, sampling: Sampling) -> Asked:
-        return Asked(self._text, sampling)
+    def answer(self, line: str, text: str, thoughts: str = "") -> None:
+        """Take in what was asked and what was answered."""
+        self._text = self._with(line) + text
 
-    def answer(self, text: str, thoughts: str = "") -> None:
-        self._text += text
+    def _with(self, line: str) -> str:
+        return self._text + (line if not self._text or self._text.endswith("\n") else "\n" + line)
 
 
 class Turns:
@@ -202,17 +203,20 @@ class Turns:
         self._tokenizer, self._options = tokenizer, options or {}
         self._messages = [] if system is None else [{"role": "system", "content": system}]
         # A template or an option that cannot be used is better known now than after the model is loaded.
-        ask_messages(tokenizer, [*self._messages, {"role": "user", "content": "?"}], Sampling(), self._options)
+        self.ask("?", Sampling())
 
-    def say(self, line: str) -> None:
-        self._messages.append({"role": "user", "content": line})
+    def ask(self, line: str, sampling: Sampling) -> Asked:
+        messages = [*self._messages, {"role": "user", "content": line}]
+        return ask_messages(self._tokenizer, messages, sampling, self._options)
 
-    def ask(self, sampling: Sampling) -> Asked:
-        return ask_messages(self._tokenizer, self._messages, sampling, self._options)
-
-    def answer(self, text: str, thoughts: str = "") -> None:
-        said = {"reasoning_content": thoughts.strip("\n")} if thoughts else {}
-        self._messages.append({"role": "assistant", "content": text.strip("\n") if thoughts else text, **said})
+    def answer(self, line: str, text: str, thoughts: str = "") -> None:
+        """Take in what was asked and what was answered."""
+        thought = {"reasoning_content": thoughts.strip("\n")} if thoughts else {}
+        content = text.strip("\n") if thoughts else text
+        self._messages += [
+            {"role": "user", "content": line},
+            {"role": "assistant", "content": content, **thought},
+        ]
 
 
 def _options(texts: Iterable[str]) -> dict[str, Any]:

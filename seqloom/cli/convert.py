@@ -28,6 +28,7 @@ def convert(
     """Write a model folder anew, tensor by tensor: of any size on any machine, from any published dialect and layout.
 
     Example: seqloom convert runs/demo demo-bf16 --dtype bf16 --verify
+
     Example: seqloom convert runs/demo demo.gguf --dtype q8_0
 
     Args:

@@ -1,6 +1,5 @@
 """`seqloom generate`: a trained model continues prompts; one is streamed, several or a file of them run as a batch."""
 
-import contextlib
 import sys
 import time
 from dataclasses import asdict
@@ -11,9 +10,9 @@ import tyro
 
 from seqloom.cli import batch
 from seqloom.cli.arguments import JsonFlag, parse, print_json
+from seqloom.cli.engine_options import AS_STORED, DraftTokens, EngineOptions
 from seqloom.cli.stream import put
 from seqloom.core.errors import ConfigError, DataError
-from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.config import Sampling
 
 if TYPE_CHECKING:
@@ -31,9 +30,7 @@ def generate(
     input: Path | None = None,
     output: Path | None = None,
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),
-    draft_tokens: batch.DraftTokens = 0,
-    kv_cache: KVFormat | None = None,
-    ssm_state: SsmFormat | None = None,
+    options: Annotated[EngineOptions, tyro.conf.arg(name="")] = AS_STORED,
     as_json: JsonFlag = False,
 ) -> None:
     """Continue prompts with a trained model.
@@ -49,35 +46,35 @@ def generate(
         prompts: texts to continue; - reads one from standard input; none begins an empty document.
         input: JSON lines, each with prompt, messages or tokens, an id, and settings of its own (max_tokens, seed, ...).
         output: JSON lines with id, text, finish_reason, token_ids, in the order in which they are finished.
-        draft_tokens: tokens to guess ahead (faster, never different); auto finds out how many pay.
-        kv_cache: what to store keys and values in; as the model has it, if not given.
-        ssm_state: what to store Mamba states in; _sr rounds stochastically.
     """
     if (input is None) != (output is None) or (input is not None and prompts):
         raise ConfigError("--input and --output go together, and without prompts on the command line")
     if input is None and not as_json and (sampling.logprobs is not None or sampling.prompt_logprobs is not None):
         raise ConfigError("--logprobs, --prompt-logprobs: plain text shows none; add --json, or use --input")
-    from seqloom.serve.engine import Engine
-
     if input is not None and output is not None:
-        ids = batch.read_ids(input)
-        finished = batch.read_finished(output, ids)
-        engine = Engine(run, kv_cache=kv_cache, ssm_state=ssm_state)
-        _answer_file(engine, input, output, len(ids), finished, sampling, draft_tokens, as_json)
+        digests = batch.read_digests(input, sampling)
+        finished = batch.read_finished(output, digests)
+        _answer_file(options.open(run), input, output, len(digests), finished, sampling, options.draft_tokens, as_json)
         return
     texts = [sys.stdin.read() if text == "-" else text for text in prompts or ("",)]
-    engine = Engine(run, kv_cache=kv_cache, ssm_state=ssm_state)
+    engine = options.open(run)
     if len(texts) == 1 and not as_json:
-        for piece in engine.stream(texts[0], sampling, draft_tokens):
+        for piece in engine.stream(texts[0], sampling, options.draft_tokens):
             put(piece)
         print()
         return
     start = time.perf_counter()
-    completions = engine.generate(texts, sampling, draft_tokens)
+    completions = engine.generate(texts, sampling, options.draft_tokens)
     seconds = time.perf_counter() - start
     if as_json:
         answers: list[dict[str, Any]] = [
-            {"prompt": text, **asdict(completion)} for text, completion in zip(texts, completions, strict=True)
+            {
+                "prompt": text,
+                **asdict(completion),
+                "logprobs": batch.likely(completion.logprobs),
+                "prompt_logprobs": batch.likely(completion.prompt_logprobs),
+            }
+            for text, completion in zip(texts, completions, strict=True)
         ]
         print_json({"completions": answers, "seconds": round(seconds, 3)})
         return
@@ -93,7 +90,7 @@ def _answer_file(
     total: int,
     finished: set[batch.Id],
     sampling: Sampling,
-    draft_tokens: batch.DraftTokens,
+    draft_tokens: DraftTokens,
     as_json: bool,
 ) -> None:
     """
@@ -105,18 +102,17 @@ def _answer_file(
     from seqloom.cli.counter import Counter
 
     start, tokens, errors = time.perf_counter(), 0, 0
-    lines = (line for line in batch.read_lines(source) if line.id not in finished)
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(target.open("a", encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"{target}: cannot be written: {error.strerror}") from error
-        counter = stack.enter_context(Counter(Console(stderr=True), "answered", total, len(finished)))
-        for record in batch.answers(engine, lines, sampling, draft_tokens):
-            batch.write(file, record)
-            errors += "error" in record
-            tokens += len(record.get("token_ids", ()))
-            counter.advance(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
+    lines = (line for line in batch.read_lines(source, sampling) if line.id not in finished)
+    counter = Counter(Console(stderr=True), "answered", total, len(finished))
+    try:
+        with target.open("a", encoding="utf-8") as file, counter:
+            for record in batch.answers(engine, lines, sampling, draft_tokens):
+                batch.write(file, record)
+                errors += "error" in record
+                tokens += len(record.get("token_ids", ()))
+                counter.advance(f"{tokens / (time.perf_counter() - start):,.0f} tokens/s")
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror}") from error
     if as_json:
         done = {"lines": total, "answered": total - errors, "errors": errors, "found_finished": len(finished)}
         print_json({**done, "tokens": tokens, "seconds": round(time.perf_counter() - start, 3)})

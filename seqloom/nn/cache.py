@@ -93,7 +93,7 @@ class _Stack:
 
     def keep(self, first: int, accepted: list[int]) -> None:
         for row, count in enumerate(accepted, first):
-            assert 0 < count <= self._fed
+            assert 0 <= count <= self._fed
             self.lengths[row] -= self._fed - count
         for store in self.stores:
             store.keep(first, accepted)
@@ -168,6 +168,12 @@ class HybridCache:
             assert self.pages_for(self.lengths[row] + tokens) <= len(self._pool.held[row]), "reserve comes first"
         assert not any(self._pool.held[first + count : first + count + spare])
         return self._backbone.open(first, count, tokens, guessed, spare)
+
+    def go_on(self, first: int, count: int, tokens: int) -> None:
+        """Have a call that is opened see so many more tokens of its rows, which have been reserved."""
+        for row in range(first, first + count):
+            self.lengths[row] += tokens
+            assert self.pages_for(self.lengths[row]) <= len(self._pool.held[row])
 
     def shape(self, first: int, count: int, tokens: int, guessed: bool, spare: int = 0) -> tuple[Any, ...]:
         """Calls of the backbone of the same shape do the same operations over the same memory."""

@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from seqloom.core.seeds import derive
+from seqloom.nn.large_pages import empty
 from seqloom.nn.narrow import Narrow, narrow, rounding_noise, stochastic, widen
 from seqloom.nn.right_aligned import shifted, where_held
 from seqloom.nn.state_formats import StateFormats
@@ -84,7 +85,7 @@ class MambaSlots:
         self.positions: Int64[Tensor, "R"] = torch.zeros(rows, dtype=torch.int64, device=device)
         states = (shape.heads, shape.head_width, shape.state_width)
         codes, scales = self.rounded(torch.empty(0, *states, device=device), self.positions[:0])
-        self.codes = torch.empty(rows, *states, dtype=codes.dtype, device=device)
+        self.codes = empty(rows, *states, dtype=codes.dtype, device=device)
         self.scales = None if scales is None else torch.empty(rows, *scales.shape[1:], device=device)
         self._native: Any = None
 
@@ -122,7 +123,11 @@ class MambaSlots:
     def keep(self, first: int, accepted: list[int]) -> None:
         """After a guessed call on rows first, first + 1, ...: so many of each row's tokens count, the first always."""
         assert all(1 <= count <= 1 + self.ahead for count in accepted), (accepted, self.ahead)
-        self.pending[first : first + len(accepted)] = torch.tensor(accepted, device=self.pending.device) - 1
+        kept = [count - 1 for count in accepted]
+        if self.pending.is_cpu:
+            self.pending.numpy()[first : first + len(kept)] = kept  # a call of torch takes twenty times as long
+        else:
+            self.pending[first : first + len(kept)] = torch.tensor(kept, device=self.pending.device)
 
     @property
     def ahead(self) -> int:

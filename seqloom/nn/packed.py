@@ -6,12 +6,15 @@ convolutions stay as they are; the output head, often the largest matrix and one
 where the others are in fewer bits.
 """
 
+import contextlib
+import ctypes
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from seqloom.nn.large_pages import empty
 from seqloom.nn.linear import Linear
 from seqloom.nn.moe import Experts
 from seqloom.numerics.precision import Format, dtype_of
@@ -19,6 +22,9 @@ from seqloom.ops.experts import experts
 from seqloom.ops.packed_linear import BLOCK, PackedWeight, pack, packed_linear
 
 ServedFormat = Literal["bf16", "int8", "fp8", "nvfp4"]
+
+_LINE = 64
+"""Bytes of a line of the cache, at the borders of which tensors begin."""
 
 
 class PackedLinear(nn.Module):
@@ -78,6 +84,35 @@ def pack_linears(model: nn.Module, format: ServedFormat) -> dict[str, str]:
                 module.up_proj.data, module.down_proj.data = up, down
             formats[name] = _name(up if type(up) is type(down) else module.up_proj)
     return formats
+
+
+@torch.no_grad()
+def settle(model: nn.Module) -> None:
+    """Move the weights of a model on the CPU, which nobody else holds, into large pages; one after the other, so that
+    hardly more memory is used meanwhile, and less afterwards."""
+    places = [
+        (module, name)
+        for module in model.modules()
+        if isinstance(module, PackedLinear | PackedExperts)
+        for name, weight in vars(module).items()
+        if isinstance(weight, PackedWeight)
+    ]
+    plain = [each for each in model.parameters() if each.is_contiguous()]
+    sizes = [each.nbytes for each in plain] + [getattr(*place).nbytes + _LINE for place in places]
+    room = empty(sum(-(-size // _LINE) * _LINE for size in sizes), dtype=torch.uint8, device=torch.device("cpu"))
+    end = 0
+
+    def moved(tensor: Tensor) -> Tensor:
+        nonlocal end
+        start, end = end, end + -(-tensor.nbytes // _LINE) * _LINE
+        return room[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    for module, name in places:
+        setattr(module, name, getattr(module, name).moved(moved))
+    for each in plain:
+        each.data = moved(each.data)
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc would keep what smaller matrices leave
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from seqloom.core.errors import ConfigError
+from seqloom.nn.large_pages import empty
 from seqloom.nn.state_formats import KVFormat
 from seqloom.ops.attention import PLAIN, Shaping
 from seqloom.ops.paged_attention import Pages, paged_append, paged_attention
@@ -85,8 +86,8 @@ class PagedKV:
         if format == "fp8":
             stored, scales = torch.uint8, (k_scale, v_scale)
         # Memory that no row has used yet costs nothing, and what is in it is never read.
-        keys = torch.empty(pages + 1, kv_heads, head_width, page_tokens, dtype=stored, device=device)
-        values = torch.empty(pages + 1, kv_heads, page_tokens, head_width, dtype=stored, device=device)
+        keys = empty(pages + 1, kv_heads, head_width, page_tokens, dtype=stored, device=device)
+        values = empty(pages + 1, kv_heads, page_tokens, head_width, dtype=stored, device=device)
         self._pages = Pages(keys, values, *scales)
 
     def rows(self, first: int, count: int, tables: PageTables) -> PagedRows:

@@ -3,10 +3,13 @@
 A part has changed when another module or parameter stands in its place, when its class, a setting or the place of its
 numbers is another one, or when somebody listens to it. Numbers may change where they are, since they are read anew for
 every token; of those that were copied in another format the copy is compared with what is there now.
+
+A model has hundreds of parts, and a step of a small one takes a millisecond, so the loops over them run in C.
 """
 
 from collections.abc import Sequence
-from ctypes import string_at
+from operator import attrgetter, getitem, is_
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +18,8 @@ _SETTINGS = (
     *("top_k", "expert_groups", "top_groups", "normalize", "scaling"),
 )
 """Plain attributes that a layer's result depends on, as packed weights and a router's rule are."""
+
+_dtype = attrgetter("dtype")
 
 
 class Parts:
@@ -25,38 +30,45 @@ class Parts:
     """
 
     def __init__(self, norm: nn.Module, mixer: nn.Module, copied: Sequence[Tensor]) -> None:
-        modules = [norm, *mixer.modules()]
         self._norm, self._kinds = norm, (type(norm), type(mixer))  # the mixer itself may go away
+        modules = [*norm.modules(), *mixer.modules()]
         self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-        inner = [(module._modules, name, held) for module in modules for name, held in module._modules.items()]
-        inner += [
-            (vars(module), name, vars(module)[name]) for module in modules for name in _SETTINGS if name in vars(module)
-        ]
-        self._held = [(table, name, held, type(held)) for table, name, held in inner]
-        self._places = [
-            (table, name, tensor.data_ptr(), tensor.dtype)
+        held = [(module._modules, name) for module in modules for name in module._modules]
+        held += [(vars(module), name) for module in modules for name in _SETTINGS if name in vars(module)]
+        self._places = [table for table, _ in held], [name for _, name in held]
+        self._held = list(map(getitem, *self._places))
+        self._types = list(map(type, self._held))
+        found = [
+            (table, name)
             for module in modules
             for table in (module._parameters, module._buffers)
             for name, tensor in table.items()
             if tensor is not None
         ]
-        self._copied = [(each.data_ptr(), each.nbytes, string_at(each.data_ptr(), each.nbytes)) for each in copied]
+        self._tensors: tuple[list[Any], list[str]] = [table for table, _ in found], [name for _, name in found]
+        self._numbers = _numbers(*self._tensors)
+        self._copied: Any = None
+        if copied:
+            from seqloom.ops.native.step import Kept
+
+            self._copied = Kept(copied)
 
     def unchanged(self, norm: nn.Module, mixer: nn.Module) -> bool:
         """Whether the mixer, and the norm in front, are what they were."""
         if norm is not self._norm or (type(norm), type(mixer)) != self._kinds or any(self._hooks):
             return False
         try:
-            for inside, name, held, kind in self._held:
-                if inside[name] is not held or type(held) is not kind:
-                    return False
-            for tensors, name, place, dtype in self._places:
-                tensor = tensors[name]
-                if tensor is None or tensor.data_ptr() != place or tensor.dtype is not dtype:
-                    return False
-        except KeyError:  # taken out
-            return False
-        for place, size, numbers in self._copied:  # noqa: SIM110 -- a generator would take longer than its work
-            if string_at(place, size) != numbers:
+            held = list(map(getitem, *self._places))
+            if not all(map(is_, held, self._held)) or list(map(type, held)) != self._types:
                 return False
-        return True
+            if _numbers(*self._tensors) != self._numbers:
+                return False
+        except (KeyError, TypeError):  # taken out, or None in its place
+            return False
+        return self._copied is None or self._copied.unchanged()
+
+
+def _numbers(tables: list[Any], names: list[str]) -> tuple[list[int], list[Any]]:
+    """Where the numbers of tensors are, and in which format."""
+    tensors = list(map(getitem, tables, names))
+    return list(map(Tensor.data_ptr, tensors)), list(map(_dtype, tensors))

@@ -5,7 +5,7 @@ and in waking threads, which in small models takes as long as the layers. It is 
 the same objects in every step, so what the call is told of them is made once.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,9 @@ from seqloom.nn.parts import Parts
 from seqloom.nn.step import Fit, are_few, as_made, ready_layer, undisturbed
 from seqloom.ops.kernels import is_invariant, plain
 
+if TYPE_CHECKING:
+    from seqloom.ops.native.stack_step import StackWeights
+
 
 class _Call(NamedTuple):
     """What is told of all layers for some rows, whose memory it does not keep alive.
@@ -33,7 +36,7 @@ class _Call(NamedTuple):
     """
 
     views: list[int]
-    weights: Any
+    weights: "StackWeights"
     paged: int | None
     most_tokens: int
 
@@ -60,30 +63,46 @@ def few_tokens_of_rows(
 ) -> Float[Tensor, "B T D"] | None:
     """norm(x after all layers), advancing what rows of an engine remember; None where every layer has to see for itself
     how it does it."""
+    if not x.is_contiguous() or not plain((x,), "cpu"):
+        return None
+    found = stack_call(layers, norm, x.dtype, x.shape[0], x.shape[1], views)
+    return None if found is None else found.step(x)
+
+
+def stack_call(
+    layers: Stack, norm: nn.Module, dtype: torch.dtype, batch: int, tokens: int, views: list[Any]
+) -> "StackWeights | None":
+    """What the native calls are told of all layers, the norm behind them and the rows' memory, for so many tokens of
+    each row; None where the short way cannot be gone."""
     first = next((view for view in views if view is not None), None)
-    if not isinstance(first, MambaRows | PagedRows) or not are_few(x) or not is_invariant() or not undisturbed(x):
+    if (
+        not isinstance(first, MambaRows | PagedRows)
+        or not are_few(batch, tokens)
+        or not is_invariant()
+        or not undisturbed(dtype)
+    ):
         return None
     ready = _ready_stacks.get(layers)
     if (
         ready is None
-        or ready.dtype is not x.dtype
+        or ready.dtype is not dtype
         or len(ready.fits) != len(layers._modules)
         or not ready.parts.unchanged(norm, layers)
     ):
-        ready = _examine(layers, norm, x.dtype)
+        ready = _examine(layers, norm, dtype)
         if ready is None:
             return None
         _ready_stacks[layers] = ready
     owner = first if isinstance(first, MambaRows) else first.tables.lengths
     call: _Call | None = ready.calls.get(owner)
     if call is None or call.views != list(map(id, views)):
-        call = _told(ready, x, views)
+        call = _told(ready, batch, tokens, views)
         if call is None:
             return None
         ready.calls[owner] = call
     if call.paged is not None:  # memory is written to behind torch's back
-        assert max(views[call.paged].tables.lengths.tolist()) + x.shape[1] <= call.most_tokens
-    return call.weights.step(x)
+        assert max(views[call.paged].tables.lengths.tolist()) + tokens <= call.most_tokens
+    return call.weights
 
 
 def _examine(layers: Stack, norm: nn.Module, dtype: torch.dtype) -> _Ready | None:
@@ -103,7 +122,7 @@ def _examine(layers: Stack, norm: nn.Module, dtype: torch.dtype) -> _Ready | Non
     return _Ready(dtype, Parts(norm, layers, [*copied, *last.copied]), fits, last, WeakIdKeyDictionary())
 
 
-def _told(ready: _Ready, x: Float[Tensor, "B T D"], views: list[Any]) -> _Call | None:
+def _told(ready: _Ready, batch: int, tokens: int, views: list[Any]) -> _Call | None:
     """What the call is told, if all views are of the same rows."""
     from seqloom.ops.native.paged_attention import check
     from seqloom.ops.native.stack_step import StackWeights
@@ -120,12 +139,12 @@ def _told(ready: _Ready, x: Float[Tensor, "B T D"], views: list[Any]) -> _Call |
             if tables is None:
                 tables, paged = view.tables, index
                 most_tokens = tables.pages.shape[1] * view.stored.page_tokens
-            if view.tables is not tables or len(tables.lengths) != len(x):
+            if view.tables is not tables or len(tables.lengths) != batch:
                 return None
-            check(x.dtype, x.shape[1], view.stored, *tables)
+            check(ready.dtype, tokens, view.stored, *tables)
         if isinstance(view, MambaRows):
             mamba = mamba or view
-            if (view.first, view.count, view.guessed) != (mamba.first, len(x), mamba.guessed):
+            if (view.first, view.count, view.guessed) != (mamba.first, batch, mamba.guessed):
                 return None
     first, guessed = (0, False) if mamba is None else (mamba.first, mamba.guessed)
     return _Call(list(map(id, views)), StackWeights(layers, ready.norm, first, guessed, tables), paged, most_tokens)

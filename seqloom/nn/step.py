@@ -53,6 +53,7 @@ _OPS = (
     "attention",
     "paged_attention",
     "experts",
+    "token_draw",
 )
 
 
@@ -90,14 +91,13 @@ def few_tokens(
     norm: nn.Module, mixer: nn.Module, x: Float[Tensor, "B T D"], state: State
 ) -> Float[Tensor, "B T D"] | None:
     """x + mixer(norm(x)), advancing the state; None where the modules have to do it."""
-    if not are_few(x) or not undisturbed(x):
+    if not are_few(*x.shape[:2]) or not x.is_contiguous() or not undisturbed(x.dtype, x):
         return None
     ready = ready_layer(norm, mixer, x.dtype)
     return None if ready is None else ready.fit.step(x, state)
 
 
-def are_few(x: Float[Tensor, "B T D"]) -> bool:
-    batch, tokens, _ = x.shape
+def are_few(batch: int, tokens: int) -> bool:
     return 0 < batch * tokens <= MOST_ROWS and tokens <= MOST_TOKENS
 
 
@@ -111,15 +111,14 @@ def ready_layer(norm: nn.Module, mixer: nn.Module, dtype: torch.dtype) -> Ready 
     return ready
 
 
-def undisturbed(x: Tensor) -> bool:
-    """Whether nobody listens, records or asks for other kernels, and x can be read as it is."""
+def undisturbed(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    """Whether nobody listens, records or asks for other kernels, and tensors can be read as they are."""
     return (
         not torch.is_grad_enabled()
         and not torch_module._has_any_global_hook()
-        and x.is_contiguous()
-        and plain((x,), "cpu")
-        and x.dtype in _FORMATS
-        and _all_native(override(), x.dtype)
+        and plain(tensors, "cpu")
+        and dtype in _FORMATS
+        and _all_native(override(), dtype)
     )
 
 
@@ -141,7 +140,7 @@ def _examine(norm: nn.Module, mixer: nn.Module, dtype: torch.dtype) -> Ready | N
 
 def _mlp(norm: RMSNorm, mixer: Mlp, dtype: torch.dtype) -> Fit | None:
     up, down = mixer.up_proj, mixer.down_proj
-    if not (as_made(Mlp, mixer) and _readable(dtype, (up, down), norm.weight)):
+    if not (as_made(Mlp, mixer) and readable(dtype, (up, down), norm.weight)):
         return None
     from seqloom.ops.native.stack_step import mlp_layer
     from seqloom.ops.native.step import MlpWeights, mlp_step
@@ -167,7 +166,7 @@ def _moe(norm: RMSNorm, mixer: MoE, dtype: torch.dtype) -> Fit | None:
         and as_made(Mlp, shared)
         and (as_made(Experts, experts) or as_made(PackedExperts, experts))
         and experts.format == _FORMATS[dtype]
-        and _readable(dtype, (shared.up_proj, shared.down_proj, *latent), *others)
+        and readable(dtype, (shared.up_proj, shared.down_proj, *latent), *others)
     ):
         return None
     from seqloom.ops.native.moe_step import MoeWeights, moe_step
@@ -191,7 +190,7 @@ def _mamba(norm: RMSNorm, mixer: Mamba2, dtype: torch.dtype) -> Fit | None:
         and as_made(GatedGroupRMSNorm, gated)
         and gated.eps == norm.eps
         and conv.weight.dtype == conv.bias.dtype
-        and _readable(dtype, (into, out), norm.weight, *mixed)
+        and readable(dtype, (into, out), norm.weight, *mixed)
     ):
         return None
     from seqloom.ops.native.mamba_rows import mamba_rows
@@ -232,7 +231,7 @@ def _attention(norm: RMSNorm, mixer: Attention, dtype: torch.dtype) -> Fit | Non
         and as_made(nn.Identity, mixer.q_norm, mixer.k_norm, mixer.v_norm)
         and mixer.shaping.cap is None
         and mixer.shaping.clip is None
-        and _readable(dtype, projections, norm.weight)
+        and readable(dtype, projections, norm.weight)
     ):
         return None
     from seqloom.ops.native.paged_step import paged_attention_step
@@ -264,7 +263,7 @@ def as_made(kind: type[nn.Module], *modules: nn.Module) -> bool:
     return True
 
 
-def _readable(dtype: torch.dtype, linears: tuple[Linear | PackedLinear, ...], *others: Tensor) -> bool:
+def readable(dtype: torch.dtype, linears: tuple[Linear | PackedLinear, ...], *others: Tensor) -> bool:
     """Whether a layer's matrices, plain or packed, and other tensors can be read as they are, by native kernels."""
     format, tensors = _FORMATS[dtype], list(others)
     for linear in linears:

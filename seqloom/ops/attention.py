@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from seqloom.ops.kernels import chosen
+from seqloom.ops.linear import bf16_units
 
 _SCORES = 2**24
 """Scores held at once where they are shaped, unless a single query has more."""
@@ -80,7 +81,7 @@ def attention(
         from seqloom.ops.native.attention import attention_native
 
         return attention_native(q, k, v, lengths, shaping.inverse_temperature / q.shape[-1] ** 0.5)
-    if form == "native" and plain and lengths is None and q.dtype == k.dtype == v.dtype == torch.float32:
+    if form == "native" and plain and lengths is None and q.dtype == k.dtype == v.dtype and _native_learns(q.dtype):
         from seqloom.ops.native.attention_training import attention_training_native
 
         return attention_training_native(q, k, v, documents, shaping.inverse_temperature / q.shape[-1] ** 0.5)
@@ -97,6 +98,11 @@ def attention(
     else:
         y = attention_in_pieces(q, k, v, documents, lengths, shaping)
     return y if documents is None else torch.where(documents[:, None, :, None] < 0, 0.0, y)
+
+
+def _native_learns(dtype: torch.dtype) -> bool:
+    """Whether the native form with gradients is the faster one: for BF16, where torch has no units for it."""
+    return dtype == torch.float32 or not bf16_units()
 
 
 def _learns(*tensors: Tensor) -> bool:

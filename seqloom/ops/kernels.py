@@ -101,6 +101,19 @@ def override() -> str:
     return "" if found is None else os.environ.decodevalue(found)
 
 
+def begin(device: torch.device) -> None:
+    """Have the kernels for a device compiled, where they are not yet, while the caller prepares other things."""
+    if device.type == DEVICES["native"] and _native_may_run():
+        from seqloom.ops.native.build import begin
+
+        begin()
+
+
+def _native_may_run() -> bool:
+    overrides = _overrides(override())
+    return any(overrides.get(op, "native") == "native" for op in IMPLEMENTATIONS)
+
+
 def table(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Op -> implementation that runs for tensors of this device and dtype.
 
@@ -117,9 +130,8 @@ def describe(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         return {**found, "triton": _why_absent("triton", "ssd") or "installed"}
     if device.type != DEVICES["native"]:
         return found
-    text = os.environ.get(VARIABLE, "")
-    if all(_overrides(text).get(op, "native") != "native" for op in IMPLEMENTATIONS):
-        return {**found, "native_library": f"not looked for, since {VARIABLE}={text}"}
+    if not _native_may_run():
+        return {**found, "native_library": f"not looked for, since {VARIABLE}={override()}"}
     from seqloom.ops.native.build import outcome
 
     result = outcome()

@@ -12,7 +12,7 @@ are rounded to 16 bits under a power of two (an error of at most 2^-15 of the la
 largest stay exact), the products of a scale's codes are added exactly, and these sums in FP32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -78,6 +78,10 @@ class PackedWeight(NamedTuple):
         """One matrix of a stack."""
         scales = None if self.scales is None else self.scales[expert]
         return self._replace(codes=self.codes[expert], scales=scales, multipliers=(self.multipliers[expert],))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "PackedWeight":
+        """With codes and scales at another place."""
+        return self._replace(codes=move(self.codes), scales=None if self.scales is None else move(self.scales))
 
     def rows(self, chosen: Int[Tensor, "R"]) -> "PackedWeight":
         """Some rows of a matrix, as a matrix."""

@@ -3,7 +3,8 @@
 A norm, a squared ReLU or a short convolution reads and writes memory once, yet the product that comes next would keep
 its result for the gradient of a weight. Inside `recomputing()` autograd keeps instead what such a result was made of,
 which is kept anyway, and makes it again when it is first asked for: the same function of the same numbers, so the same
-bits. It lives until the last that asked has gone back.
+bits. It lives until the last that asked has gone back. Small results are kept after all: making them again is more
+calls than work.
 
 Layers that are recomputed as a whole (`torch.utils.checkpoint`) keep nothing of this, inside or outside.
 """
@@ -17,11 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+SMALL = 4 << 20
+"""Bytes up to which a result is kept; without making these again a step of a small model takes a twentieth less."""
+
 
 def cheap(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """`function(*inputs)`, remembering how it was made; it must be deterministic and keep its tensors itself."""
     result = function(*inputs)
-    if result.requires_grad:
+    if result.requires_grad and result.nbytes > SMALL:
         result.recipe = _Recipe(function, inputs)  # type: ignore[attr-defined]
     return result
 

@@ -70,12 +70,13 @@ def ssd(
         return _one_by_one(partial(ssd, chunk=chunk, dt_bias=dt_bias, skip=skip), x, dt, a, b, c, state, documents)
     if dt_bias is not None:
         dt = F.softplus(_wide(dt) + _wide(dt_bias))
+    if implementation == "triton":
+        from seqloom.ops.triton.ssd import serves, ssd_triton
+
+        if serves(x, b):
+            return ssd_triton(x, dt, a, b, c, state, documents, chunk=chunk, skip=skip)
     if implementation == "reference":
         y, state = ssd_reference(x, dt, a, b, c, state, documents)
-    elif implementation == "triton":
-        from seqloom.ops.triton.ssd import ssd_triton
-
-        y, state = ssd_triton(x, dt, a, b, c, state, documents, chunk=chunk)
     elif x.shape[1] == 1 and state is not None and documents is None:
         y, state = ssd_step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state)
         y = y[:, None]

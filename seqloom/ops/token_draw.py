@@ -37,6 +37,16 @@ _LAST = 2**31
 EVERYTHING = Cut(-math.inf, _LAST)
 
 
+class Race(NamedTuple):
+    """How a token is drawn, but for the key; fields as the arguments of `token_draw`. A sharpness of 0 takes the token
+    with the largest logit."""
+
+    sharpness: float
+    k: int = 0
+    share: float = 1.0
+    floor: float = 0.0
+
+
 def token_mass(logits: Float32[Tensor, "V"], largest: float, sharpness: float) -> float:
     """The sum of all weights."""
     if _native(logits):

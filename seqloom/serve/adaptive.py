@@ -3,10 +3,11 @@
     expected tokens of a step = 1 + a_1 + a_1 a_2 + ... + a_1 ... a_k
 
 divided by the measured seconds of steps of so many rows and guesses; a_j says how often guess j is right if those
-before it are. A length that was not measured a few times yet is taken for as much dearer than the next shorter one as
-a guess was until there, so it is tried where that would pay. Now and then a neighbour of the best is measured again,
-for some steps, since the first one may have to catch up; the longer a length has been the best, the less often. The
-choice never changes a text (`drafting`), so it may depend on the clock.
+before it are. A length that was not measured a few times yet is estimated from shorter ones: the first guess to cost a
+quarter of a plain step, the second half of what the first did, others what one did before. So a length is tried where
+it would pay, and a handful of steps tell that nothing does. Now and then a neighbour of the best is measured again, for
+some steps; the longer a length has been the best, the less often. The choice never changes a text (`drafting`), so it
+may depend on the clock.
 Paper: post-training notes on speculative decoding, break-even of drafting.
 """
 
@@ -15,8 +16,12 @@ _SOON, _LATE = 24, 384
 """Steps before a look at a neighbour of a length that has just become the best, and of one that has long been."""
 _LOOK = 3
 """Steps of a look, and measurements of a length before they are believed."""
-_FIRST_PRICE = 0.25
-"""What a guess is taken to cost, in plain steps, before the first one."""
+_FIRST = 6
+"""Those of the first guess, with which all stands or falls."""
+_HOPELESS = 4
+"""Those of a guess that would not pay if it were always right; the first is of a cold start."""
+_FIRST_PRICE, _SECOND_PRICE = 0.25, 0.5
+"""What a guess is taken to cost before it was measured: the first in plain steps, the second in first ones."""
 _WORTH = 1.03
 """Times as fast as without guesses they have to be."""
 
@@ -32,13 +37,18 @@ class DraftLength:
         self._most = most
         self._right = [0.7] * most
         self._times: dict[tuple[int, int], list[float]] = {}  # seconds, and how often measured
+        self._idle: dict[int, bool] = {}
         self._best, self._direction = 0, -1
         self._wait = self._left = _SOON
 
-    @property
-    def none_pays(self) -> bool:
-        """Whether no guesses are the best, and a look at one has found nothing since they are."""
-        return self._best == 0 and self._wait > _SOON
+    def none_pays(self, rows: int) -> bool:
+        """Whether guesses were found not to pay with so many rows, nor with one, where they pay the most."""
+        return self._idle.get(_size(rows), False) and self._idle.get(1, False)
+
+    def look(self) -> None:
+        """Have the next steps measure again whether a guess pays, if none does now."""
+        if self._best == 0:
+            self._left, self._direction = 0, 1
 
     def choose(self, rows: int) -> int:
         """The length for the next step of so many rows."""
@@ -46,22 +56,28 @@ class DraftLength:
         if plain is None:
             return 0
         rates, seconds = [_WORTH / plain], plain
-        expected, chance = 1.0, 1.0
+        expected, chance, price = 1.0, 1.0, _FIRST_PRICE * plain
         for length in range(1, self._most + 1):
             chance *= self._right[length - 1]
             expected += chance
             measured = self._known(rows, length)
             if measured is None:
-                price = (seconds - plain) / (length - 1) if length > 1 else _FIRST_PRICE * plain
                 rates.append(expected / (seconds + price))
                 break
+            price = _SECOND_PRICE * (measured - plain) if length == 1 else max(0.0, measured - seconds)
             seconds = max(seconds, measured)
             rates.append(expected / seconds)
-        return self._or_beside(max(range(len(rates)), key=rates.__getitem__))
+        chosen = self._or_beside(max(range(len(rates)), key=rates.__getitem__))
+        self._idle[_size(rows)] = self._best == chosen == 0
+        return chosen
 
     def _known(self, rows: int, length: int) -> float | None:
         seconds, count = self._times.get((_size(rows), length), (0.0, 0))
-        return seconds if count >= _LOOK else None
+        enough = _LOOK
+        if length == 1:
+            plain, _ = self._times[_size(rows), 0]
+            enough = _HOPELESS if _WORTH * seconds > 2 * plain else _FIRST
+        return seconds if count >= enough else None
 
     def _or_beside(self, best: int) -> int:
         """The best length, or while a look lasts one beside it."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from seqloom.core.errors import ConfigError
+from seqloom.serve.call_formats import FORMATS
 from seqloom.serve.call_forms import PARAMETER_END
 from seqloom.serve.call_types import Tools, json_types, properties, resolved
 from seqloom.serve.channels import MarkTokenizer
@@ -126,7 +127,7 @@ def _value_rules(rule: str, key: str, schema: Any, root: Mapping[str, Any]) -> I
 
 
 def _expressions(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Regular expressions of a text; JSON Schema's formats are not among them."""
+    """Regular expressions of a text; a format that is not known says nothing, as JSON Schema has it."""
     least, most = (schema.get(name) for name in ("minLength", "maxLength"))
     if isinstance(least, int) or isinstance(most, int):
         yield f"/(?s:.{{{least or 0},{'' if most is None else most}}})/"
@@ -134,17 +135,24 @@ def _expressions(schema: Mapping[str, Any]) -> Iterator[str]:
         yield f"/{_ANY}/"
     if isinstance(pattern := schema.get("pattern"), str):
         yield f"/{_anywhere(pattern)}/"
+    if isinstance(form := schema.get("format"), str) and form in FORMATS:
+        yield f"/{_escaped(FORMATS[form])}/"
 
 
 def _anywhere(pattern: str) -> str:
     """An expression of the texts that a pattern is found in. Where only some of several branches are bound to the
     beginning or end it is one of the texts that are the pattern: fewer, and all of them allowed."""
-    escaped = re.sub(r"(?<!\\)/", r"\\/", pattern).replace("\n", r"\n")
+    escaped = _escaped(pattern)
     if "|" in pattern and re.search(r"[\^$]", pattern):
         return escaped
     before = "" if pattern.startswith("^") else _ANY
     after = "" if pattern.endswith("$") and not pattern.endswith("\\$") else _ANY
     return f"{before}(?:{escaped}){after}"
+
+
+def _escaped(expression: str) -> str:
+    """An expression as it stands between slashes."""
+    return re.sub(r"(?<!\\)/", r"\\/", expression).replace("\n", r"\n")
 
 
 def _alone(key: str, schema: Any, root: Mapping[str, Any]) -> Any:

@@ -1,7 +1,8 @@
 """A step of all running rows: a token and its guesses in, hidden states and what comes next out.
 
-On a CPU the model is simply called. A GPU would wait for Python most of the time, so there the whole step, with the
-choice of tokens, is recorded once (a CUDA graph) and then replayed over the same memory:
+A GPU, and on a CPU a small model, would wait for Python much of the time. So on a CPU the whole step, with the choice
+of tokens, is one native call where the model has that (`native_steps`), even several steps where nobody waits for less.
+On a GPU it is recorded once (a CUDA graph) and then replayed over the same memory:
 
     shape     rows, rounded up to a power of two, with tokens of each, whether they are guesses, and pages that the
               longest has, rounded up too; a step is recorded when its shape comes up first
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from seqloom.nn.cache import HybridCache, power_of_two
 from seqloom.ops.token_choice import Kind, Races, signed, token_choice
-from seqloom.serve.contract import LanguageModel
+from seqloom.serve.contract import Decoder, LanguageModel
+from seqloom.serve.native_steps import NativeSteps
 from seqloom.serve.request import Request
 
 Replay = Callable[[], None]
@@ -132,9 +134,11 @@ class DecodeStep:
     def __init__(self, model: LanguageModel, cache: HybridCache, rows: int, recorder: Recorder | None) -> None:
         self._model, self._cache, self._most, self._recorder = model, cache, rows, recorder
         self._device = next(model.parameters()).device
+        on_cpu = self._device.type == "cpu"
+        self._native = NativeSteps(model) if on_cpu and isinstance(model, Decoder) else None
         self._recorded: dict[tuple[Any, ...], _Recorded] = {}
         self._outputs = _Outputs()
-        self._why_not = "off: nothing is recorded on a CPU" if self._device.type == "cpu" else "off: not wanted"
+        self._why_not = "off: nothing is recorded on a CPU" if on_cpu else "off: not wanted"
         if recorder is not None:
             for row in range(rows):  # spare rows compute with what is there
                 cache.clear(row)
@@ -152,16 +156,27 @@ class DecodeStep:
     def forget(self) -> None:
         """Record anew, since the weights are no longer where they were."""
         self._recorded.clear()
+        self.look_again()
 
-    def __call__(self, requests: Sequence[Request], fed: list[list[int]], guessed: bool) -> Decoded:
+    def look_again(self) -> None:
+        """Have the model asked whether a step can be one call; what is changed in it counts from then on."""
+        if self._native is not None:
+            self._native.forget()
+
+    def __call__(self, requests: Sequence[Request], fed: list[list[int]], guessed: bool, times: int = 1) -> Decoded:
         """Advance rows 0, 1, ... by equally many tokens each.
 
         Args:
             guessed: all tokens but the first of each row are guesses.
+            times: steps that may be taken in one call, each fed what the one before chose, of requests that are plain
+                and fed one token; places are of as many as were taken.
         """
         if self._recorder is not None:
             return self._replayed(self._recorder, requests, fed, guessed)
         states = self._cache.states(0, len(fed), len(fed[0]), guessed)
+        if self._native is not None and self._native.can(fed, states):
+            self._cache.go_on(0, len(fed), times - 1)
+            return Decoded(*self._native(requests, fed, states, times))
         tokens = torch.tensor(fed, device=self._device)
         if self._device.type == "cpu":
             hidden, _ = self._model.hidden(tokens, states=states)

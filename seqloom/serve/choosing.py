@@ -20,11 +20,12 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from seqloom.core.errors import ConfigError
+from seqloom.ops.token_draw import Race
 from seqloom.serve.channels import Channel, ChannelMarks, Channels, Piece
 from seqloom.serve.config import Sampling
 from seqloom.serve.constraints import Grammars, Matcher
 from seqloom.serve.penalties import Penalties
-from seqloom.serve.sampling import draw, logprobs, most_likely, on_cpu, race_key
+from seqloom.serve.sampling import draw, logprobs, most_likely, on_cpu, race_key, race_of
 from seqloom.serve.text import StopStrings
 from seqloom.serve.vocabulary import Vocabulary
 
@@ -99,6 +100,7 @@ class Chooser:
             and not sampling.logit_bias
             and self.channels.marks == ChannelMarks()
         )
+        self._rule = race_of(sampling)
         self._free = False  # in a tool call that the grammar does not describe
         self._instead: list[int] = []
 
@@ -111,6 +113,11 @@ class Chooser:
     def plain(self) -> bool:
         """Whether nothing but raw logits, temperature, filters and seed has a say in the next tokens."""
         return self._unchanged and self._place >= self._sampling.min_tokens
+
+    @property
+    def rule(self) -> Race | None:
+        """How the next tokens are drawn; None where more than that has a say."""
+        return self._rule if self.plain else None
 
     def key(self, ahead: int) -> int:
         """Of the noise for so many places after the next."""

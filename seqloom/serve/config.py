@@ -3,13 +3,16 @@
 import math
 from typing import Annotated, Literal
 
-from seqloom.core.config import Ge, Gt, Interval, config
+from seqloom.core.config import Ge, Interval, config
 from seqloom.core.errors import ConfigError
 
 MAX_LOGPROBS = 20
 """Most likely tokens that a request may ask for at each place, as at OpenAI."""
 MAX_LISTED = 1024
 """Most entries of a request's logit bias, stop strings or stop tokens."""
+
+Weights = Literal["as_stored", "bf16", "int8", "fp8", "nvfp4"]
+"""Formats that an engine can keep matrices in."""
 
 GrammarKind = Literal["json_schema", "json", "regex", "lark"]
 
@@ -55,7 +58,7 @@ class Sampling:
     """Same seed, same text. None takes a fresh seed for every request."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it. Thinking and tool calls may hold them."""
-    repetition_penalty: Annotated[float, Gt(0)] = 1.0
+    repetition_penalty: Annotated[float, Interval(ge=1e-3, le=1e3)] = 1.0
     """Divides the positive logits of tokens in prompt or answer, and multiplies the negative ones."""
     frequency_penalty: Annotated[float, Interval(ge=-2, le=2)] = 0.0
     """Taken from a token's logit for every time it is in the answer."""
@@ -89,11 +92,8 @@ class Sampling:
             ("min_p", "a number from 0 to 1", _real(self.min_p, 0, 1)),
             ("seed", "a whole number from 0, or none", self.seed is None or _whole(self.seed)),
             ("stop", "a tuple of texts, none of them empty", _texts(self.stop)),
-            (
-                "repetition_penalty",
-                "a finite number above 0",
-                _real(self.repetition_penalty, 0, math.inf) and self.repetition_penalty > 0,
-            ),
+            # Beyond these bounds logits would leave the range of FP32.
+            ("repetition_penalty", "a number from 0.001 to 1000", _real(self.repetition_penalty, 1e-3, 1e3)),
             ("frequency_penalty", "a number from -2 to 2", _real(self.frequency_penalty, -2, 2)),
             ("presence_penalty", "a number from -2 to 2", _real(self.presence_penalty, -2, 2)),
             ("logit_bias", f"a tuple of at most {MAX_LISTED} pairs of different token ids, whole numbers from 0, "

@@ -36,6 +36,10 @@ _LIMITS = {
 }
 
 
+_STUCK = "NoExtensionBias"
+"""What llguidance says where no token is allowed."""
+
+
 class Matcher:
     """How far an answer has come in its grammar."""
 
@@ -71,7 +75,8 @@ class Matcher:
 
     def _complain(self) -> None:
         if self._inner.is_error():
-            raise ConfigError(f"grammar: {_short(self._inner.get_error())}")
+            error = _short(self._inner.get_error())
+            raise ConfigError(f"grammar: {'no text of this form can go on here' if error == _STUCK else error}")
 
 
 class Grammars:
@@ -211,6 +216,7 @@ class _Tokens:
 
 
 def _short(message: str) -> str:
-    """The first line of a message, without what would fill a screen."""
-    line = message.strip().split("\n")[0]
-    return line if len(line) <= 300 else line[:300] + "…"
+    """The first line of a message and what is wrong with an expression, without what would fill a screen."""
+    line, *more = message.strip().split("\n")
+    reasons = [each.removeprefix("error: ") for each in more if each.startswith("error: ")]
+    return " ".join([line if len(line) <= 300 else line[:300] + "…", *reasons])

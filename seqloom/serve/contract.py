@@ -5,12 +5,14 @@ views of the one memory that an engine has for all its rows, from `new_cache`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqloom.nn.cache import HybridCache
+from seqloom.nn.mtp_chain import Guesser
+from seqloom.nn.whole_step import Steps
 
 States = list[Any]
 """A view of a `HybridCache` for every layer, None where a layer remembers nothing."""
@@ -42,6 +44,16 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What a model may have besides: steps of decoding in one call."""
+
+    def decoder(self, rows: int, tokens: int, states: States) -> Steps | None:
+        """`hidden`, `head` and the choice of tokens, for so many tokens of each row, as long as the model is not
+        changed; None where it has to be done one after the other."""
+        ...
 
 
 class LanguageModel(Protocol):
@@ -87,4 +99,12 @@ class LanguageModel(Protocol):
         self, hidden: Float[Tensor, "B T D"], next_tokens: Int[Tensor, "B T"], states: States
     ) -> Float[Tensor, "B T D"]:
         """One step further: from h_t and the token at t+1 to a hidden state whose logits guess the token at t+2."""
+        ...
+
+    def guesser(self, head: Any, tokens: Int[Tensor, "K"]) -> Guesser | None:
+        """Several steps of `draft` and choices among some tokens in one call; None where there is no such call.
+
+        Args:
+            head: of these tokens, from `head_of`.
+        """
         ...

@@ -12,7 +12,7 @@ Paper: Nemotron 3 white paper and Super, MTP sections.
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,8 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqloom.nn.cache import HybridCache
+from seqloom.nn.step import MOST_ROWS, MOST_TOKENS
 from seqloom.serve.contract import LanguageModel
 from seqloom.serve.request import Request
+from seqloom.serve.sampling import race_of
 from seqloom.serve.short_head import ShortHead
 
 MOST_GUESSES = 16
@@ -54,13 +56,13 @@ class Followed:
 
     Attributes:
         ahead: its output at the newest position that it has followed; None before the first.
-        hidden: true states that it has yet to follow, each a row of some.
+        hidden: true states that it has yet to follow, in pieces.
         tokens: after them.
     """
 
     def __init__(self) -> None:
         self.ahead: Float[Tensor, "D"] | None = None
-        self.hidden: list[tuple[Float[Tensor, "B 1 D"], int]] = []
+        self.hidden: list[Float[Tensor, "T D"]] = []
         self.tokens: list[int] = []
 
     def caught_up(self, ahead: Float[Tensor, "D"]) -> None:
@@ -78,33 +80,61 @@ class MtpDrafter:
     def follow(
         self, first: int, requests: Sequence[Request], hidden: Float[Tensor, "B T D"], next_tokens: list[list[int]]
     ) -> None:
-        for request, tokens in zip(requests, next_tokens, strict=True):
-            request.followed = request.followed or Followed()
+        """Keep the states for later, or until a border of pages, where a row may be remembered; many are followed at
+        once."""
+        if not hidden.is_cpu:  # there it lies where the next step writes
+            hidden = hidden.clone()
+        for row, (request, tokens) in enumerate(zip(requests, next_tokens, strict=True)):
+            if request.rests:
+                request.followed = None
+                continue
+            if request.followed is None:
+                request.followed = Followed()
+                self._head.look_again()
+            followed = request.followed
             self._head.count(tokens)
-        if hidden.shape[1] == 1:  # nobody has guessed, and may not for long
-            self._put_off(first, requests, hidden if hidden.is_cpu else hidden.clone(), next_tokens)
-            return
-        self._catch_up(first, requests)
-        counts = [max(1, len(tokens)) for tokens in next_tokens]
-        longest = max(counts)
-        padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in next_tokens], device=hidden.device)
-        uneven = min(counts) < longest
-        states = self._cache.draft_states(first, len(requests), longest, guessed=uneven)
-        ahead = self._model.draft(hidden[:, :longest].contiguous(), padded, states)
-        if uneven:
-            self._cache.keep_draft(first, counts)
-        for row, (request, count) in enumerate(zip(requests, counts, strict=True)):
-            request.followed.caught_up(ahead[row, count - 1])
+            followed.hidden.append(hidden[row, : len(tokens)])
+            followed.tokens += tokens
+            if len(tokens) > 1 + MOST_GUESSES or self._cache.lengths[first + row] % self._cache.page_tokens == 0:
+                self._catch_up(first + row, [request])
 
     def propose(self, requests: Sequence[Request], counts: list[int]) -> list[list[int]]:
-        guesses: list[list[int]] = [[] for _ in requests]
         counts = [0 if request.followed is None else count for request, count in zip(requests, counts, strict=True)]
         if not any(counts):
-            return guesses
+            return [[] for _ in requests]
+        return self._in_one_call(requests, counts) or self._one_by_one(requests, counts)
+
+    def _in_one_call(self, requests: Sequence[Request], counts: list[int]) -> list[list[int]] | None:
+        """The guesses, where the block remembers in pages alone and choices are plain; one call for some rows."""
+        if not self._cache.drafts_revive or not all(map(_chooses_plainly, requests)):
+            return None
+        if (guesser := self._head.guesser()) is None:
+            return None
+        if max(map(_behind, requests)) > MOST_TOKENS:
+            self._catch_up(0, requests)
+        together = MOST_ROWS // max(1, *map(_behind, requests))
+        guesses: list[list[int]] = []
+        for first in range(0, len(requests), together):
+            rows, wanted = requests[first : first + together], counts[first : first + together]
+            hidden, tokens, ahead = _known(rows)
+            races = [race_of(request.sampling) for request in rows]
+            drawn = any(race.sharpness for race in races)
+            keys = [request.race(place) for request in rows for place in range(max(wanted))] if drawn else []
+            states = self._cache.draft_states(first, len(rows), hidden.shape[1])
+            found = guesser(hidden, tokens, ahead, wanted, races, keys, states)
+            self._cache.keep_draft(first, [0 if found is None else len(each) for each in tokens])
+            if found is None:
+                return None
+            for request, state in zip(rows, ahead, strict=True):
+                if request.followed is not None:
+                    request.followed.caught_up(state)
+            guesses += found
+        return guesses
+
+    def _one_by_one(self, requests: Sequence[Request], counts: list[int]) -> list[list[int]]:
         self._catch_up(0, requests)
-        known = next(request.followed.ahead for request in requests if request.followed is not None)
-        rows = [torch.zeros_like(known) if request.followed is None else request.followed.ahead for request in requests]
-        ahead = torch.stack(rows)[:, None]
+        guesses: list[list[int]] = [[] for _ in requests]
+        ahead = _known(requests).ahead[:, None]
         before = self._cache.save_draft(0, len(requests))
         for place in range(max(counts)):
             if place:
@@ -117,28 +147,72 @@ class MtpDrafter:
         self._cache.load_draft(before)
         return guesses
 
-    def _put_off(
-        self, first: int, requests: Sequence[Request], hidden: Float[Tensor, "B 1 D"], next_tokens: list[list[int]]
-    ) -> None:
-        """Keep the states for later, or until a border of pages, where the row may be remembered."""
-        for row, (request, tokens) in enumerate(zip(requests, next_tokens, strict=True)):
-            request.followed.hidden.append((hidden, row))
-            request.followed.tokens += tokens
-            if self._cache.lengths[first + row] % self._cache.page_tokens == 0:
-                self._catch_up(first + row, [request])
-
     def _catch_up(self, first: int, requests: Sequence[Request]) -> None:
         """Have the block follow rows from `first` on to their newest positions."""
-        for behind, group in groupby(requests, lambda request: len(request.followed.tokens) if request.followed else 0):
+        for behind, group in groupby(requests, _behind_about):
             run = list(group)
             if behind:
-                followed = [torch.cat([state[row] for state, row in request.followed.hidden]) for request in run]
-                hidden = torch.stack(followed)
-                tokens = torch.tensor([request.followed.tokens for request in run], device=hidden.device)
-                ahead = self._model.draft(hidden, tokens, self._cache.draft_states(first, len(run), behind))
-                for row, request in enumerate(run):
-                    request.followed.caught_up(ahead[row, -1])
+                hidden, tokens, _ = _known(run)
+                counts, longest = list(map(len, tokens)), hidden.shape[1]
+                padded = [each + [0] * (longest - len(each)) for each in tokens]
+                uneven = min(counts) < longest
+                states = self._cache.draft_states(first, len(run), longest, guessed=uneven)
+                ahead = self._model.draft(hidden, torch.tensor(padded, device=hidden.device), states)
+                if uneven:
+                    self._cache.keep_draft(first, counts)
+                for row, (request, count) in enumerate(zip(run, counts, strict=True)):
+                    request.followed.caught_up(ahead[row, count - 1])
             first += len(run)
+
+
+class _Known(NamedTuple):
+    """What is known of some rows, one at least.
+
+    Attributes:
+        hidden: true states that the block has yet to follow, as many as of the row with the most.
+        tokens: after them, of each row as many as it has.
+        ahead: the block's output at the newest position that it has followed; where it has followed none, anything.
+    """
+
+    hidden: Float[Tensor, "B T D"]
+    tokens: list[list[int]]
+    ahead: Float[Tensor, "B D"]
+
+
+def _known(requests: Sequence[Request]) -> _Known:
+    rows: list[Followed] = [request.followed or Followed() for request in requests]
+    most = max(len(row.tokens) for row in rows)
+    if len(rows) == 1 and len(rows[0].hidden) == 1:  # which is so nearly always, and takes no copy
+        hidden = rows[0].hidden[0].contiguous()[None]
+    else:
+        some = next(each for row in rows for each in (row.ahead, *row.hidden) if each is not None)
+        hidden = some.new_zeros(len(rows), most, some.shape[-1])
+        for row, place in zip(rows, hidden, strict=True):
+            if row.hidden:
+                torch.cat(row.hidden, out=place[: len(row.tokens)])
+    ahead = hidden.new_zeros(len(rows), hidden.shape[-1])
+    for row, place in zip(rows, ahead, strict=True):
+        if row.ahead is not None and not row.tokens:
+            place.copy_(row.ahead)
+    return _Known(hidden, [row.tokens for row in rows], ahead)
+
+
+def _behind(request: Request) -> int:
+    """Positions that the block has yet to follow."""
+    return 0 if request.followed is None else len(request.followed.tokens)
+
+
+def _behind_about(request: Request) -> int:
+    """The same number for rows that can be followed together, those of the last guesses filled up."""
+    behind = _behind(request)
+    return 1 + MOST_GUESSES if 0 < behind <= 1 + MOST_GUESSES else behind
+
+
+def _chooses_plainly(request: Request) -> bool:
+    """Whether guesses need not know more of a request than how it draws."""
+    sampling = request.sampling
+    penalties = sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty
+    return penalties == (1, 0, 0) and not sampling.logit_bias and not request.forced
 
 
 class NgramDrafter:

@@ -6,7 +6,7 @@ from seqloom.serve.adaptive import DraftLength
 from seqloom.serve.drafting import MOST_GUESSES
 from seqloom.serve.request import Request
 
-_LOOKING = 8
+_LOOKING = 16
 """One request in so many goes on looking where no guesses pay."""
 
 
@@ -22,11 +22,19 @@ class Guessing:
         self.tokens_out = 0
         self.drafted, self.accepted = [0] * MOST_GUESSES, [0] * MOST_GUESSES
 
-    def rests(self) -> bool:
+    def rests(self, running: int) -> bool:
         """Whether the next request that leaves the length open does best without guesses: where none pay, what the
-        prediction block does to be ready for them is lost."""
+        prediction block does to be ready for them is lost.
+
+        Args:
+            running: rows that take a step then.
+        """
         self._came += 1
-        return self._length.none_pays and self._came % _LOOKING != 0
+        if not self._length.none_pays(running):
+            return False
+        if looks := self._came % _LOOKING == 0:
+            self._length.look()
+        return not looks
 
     def counts(self, drafting: Sequence[Request], lengths: Sequence[int], running: int) -> list[int]:
         """Guesses that each row can make use of.
@@ -35,13 +43,16 @@ class Guessing:
             lengths: tokens that the rows have seen.
             running: rows that take the step.
         """
-        if not drafting:
-            return []
-        auto = self._length.choose(running)
+        open_ones = [request for request in drafting if request.draft_tokens is None and not request.rests]
+        auto = self._length.choose(running) if open_ones else 0
+        if auto == 0 and self._length.none_pays(running):
+            for request in open_ones:
+                request.rests = request.followed is not None
         return [self._most(request, length, auto) for request, length in zip(drafting, lengths, strict=False)]
 
     def _most(self, request: Request, length: int, auto: int) -> int:
-        most = min(auto if request.draft_tokens is None else request.draft_tokens, request.remaining - 1)
+        wanted = auto if request.draft_tokens is None else request.draft_tokens
+        most = min(0 if request.rests else wanted, request.remaining - 1)
         return most if self._border is None else min(most, self._border - 1 - length % self._border)
 
     def count(self, requests: Sequence[Request], guesses: list[list[int]], kept: list[int]) -> None:

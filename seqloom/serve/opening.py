@@ -12,10 +12,10 @@ from seqloom.core.rooms import load
 from seqloom.data.tokenizer import open_tokenizer
 from seqloom.nn.cache import HybridCache
 from seqloom.nn.state_formats import KVFormat, SsmFormat
+from seqloom.serve.config import Weights as Weights  # "as" marks a name that is meant to be imported from here
 from seqloom.serve.contract import LanguageModel, Tokenizer
 from seqloom.serve.drafting import Drafter, MtpDrafter, NgramDrafter
 
-Weights = Literal["as_stored", "bf16", "int8", "fp8", "nvfp4"]
 DrafterName = Literal["auto", "mtp", "ngram"]
 
 
@@ -42,6 +42,10 @@ def open_source(
         )
     _keep_states(model, kv_cache, ssm_state)
     _pack(model, weights)
+    if isinstance(model, nn.Module) and not isinstance(source, tuple) and device.type == "cpu":
+        from seqloom.nn.packed import settle
+
+        settle(model)
     return model, tokenizer
 
 

@@ -34,7 +34,7 @@ def token_ids(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int, name: str) 
     if not isinstance(prompt, list | tuple):
         raise DataError(f"{name}: expected a text or a list of token ids, got {type(prompt).__name__}")
     for place, token in enumerate(prompt):
-        if not isinstance(token, int) or not 0 <= token < vocab_size:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
             raise DataError(
                 f"{name}: {token!r} at place {place} is not a token id; "
                 f"they are whole numbers from 0 to {vocab_size - 1}"

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqloom.core.errors import NumericsError, SeqloomError
+from seqloom.ops.token_draw import Race
 from seqloom.serve.channels import Channel, Piece
 from seqloom.serve.choosing import Choice, Chooser
 from seqloom.serve.config import Sampling
@@ -108,6 +109,8 @@ class Request:
         """Of the newest prefix that was remembered while answering."""
         self.followed: Any = None
         """What the drafter keeps of this request; None before it has followed it, and once its row is lost."""
+        self.rests = False
+        """Whether guesses were given up, of a request that leaves their number open."""
         self.newest: Float[Tensor, "D"] | None = None
         """Hidden state of the last token of a revived prefix, which the prediction block has yet to follow."""
         self.cached_tokens: int | None = None
@@ -148,6 +151,16 @@ class Request:
         """Whether its next tokens depend on logits, filters and seed alone, so that they may be chosen elsewhere."""
         return self._chooser.plain
 
+    @property
+    def forced(self) -> bool:
+        """Whether its next tokens are set already."""
+        return bool(self._chooser.channels.forced)
+
+    @property
+    def rule(self) -> Race | None:
+        """How its next tokens are drawn, if it is plain."""
+        return self._chooser.rule
+
     def race(self, ahead: int) -> int:
         """The key of the draw for so many places after the next."""
         return self._chooser.key(ahead)
@@ -156,11 +169,12 @@ class Request:
         """A guess at the token `ahead` places after the next, which changes nothing."""
         return self._chooser.guess(logits, ahead)
 
-    def draw(self, places: Sequence[Float[Tensor, "V"] | int], guesses: list[int]) -> int:
+    def draw(self, places: Sequence[Float[Tensor, "V"] | int], guesses: list[int] | None = None) -> int:
         """Draw tokens as long as they are what was guessed, then the first that was not, and no more than the end.
 
         Args:
             places: of all guesses and of the one after, the logits or the token that was chosen elsewhere (`Decoded`).
+            guesses: None where every place was fed what was chosen before it.
         Returns:
             the number of tokens fed that turned out to belong to the text, the newest one included.
         """
@@ -168,15 +182,18 @@ class Request:
         if before == self.prompt_tokens:  # once, however often the prompt had to be read
             self.fresh.prompt_logprobs = self._scores
         try:
-            for place in range(len(guesses) + 1):
-                self._take(self._choice(places[place]))
-                if self.finish_reason or place == len(guesses) or self.ids[-1] != guesses[place]:
+            for place, found in enumerate(places):
+                self._take(self._choice(found))
+                if self.finish_reason:
+                    break
+                if guesses is not None and (place == len(guesses) or self.ids[-1] != guesses[place]):
                     break
         except SeqloomError as error:
             self._fail(error)
         drawn = len(self.ids) - before
-        self.drafted += len(guesses)
-        self.accepted += max(0, drawn - 1)
+        if guesses:
+            self.drafted += len(guesses)
+            self.accepted += max(0, drawn - 1)
         return max(1, drawn)
 
     def score(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from seqloom.core.errors import NumericsError
 from seqloom.core.seeds import derive
-from seqloom.ops.token_draw import survivors, token_cut, token_draw, token_mass
+from seqloom.ops.token_draw import Race, survivors, token_cut, token_draw, token_mass
 from seqloom.serve.config import Sampling
 
 
@@ -53,11 +53,18 @@ def draw(logits: Float32[Tensor, "V"], likeliest: int, sampling: Sampling, seed:
     Args:
         likeliest: the token with the largest logit.
     """
-    if sampling.temperature == 0:
+    race = race_of(sampling)
+    if race.sharpness == 0:
         return likeliest
-    largest = logits[likeliest].item()
-    filters = sampling.top_k, float(sampling.top_p), float(sampling.min_p)
-    return token_draw(logits, largest, _sharpness(sampling), *filters, race_key(seed, place))
+    return token_draw(logits, logits[likeliest].item(), *race, race_key(seed, place))
+
+
+def race_of(sampling: Sampling) -> Race:
+    """What the settings come to."""
+    if sampling.temperature == 0:
+        return Race(0.0)
+    sharpness = 1 / max(sampling.temperature, 1e-20)  # less would overflow FP32, and is as good as 0
+    return Race(sharpness, sampling.top_k, float(sampling.top_p), float(sampling.min_p))
 
 
 def race_key(seed: int, place: int) -> int:
@@ -75,7 +82,3 @@ def logprobs(
     ids = survivors(logits, token_cut(logits, largest, 1.0, count, 1.0)) if count else np.array([], dtype=np.int64)
     ids = ids[np.lexsort((ids, -array[ids]))][:count]
     return float(array[token]) - normalizer, [(int(index), float(array[index]) - normalizer) for index in ids]
-
-
-def _sharpness(sampling: Sampling) -> float:
-    return 1 / max(sampling.temperature, 1e-20)  # less would overflow FP32, and is as good as 0

@@ -30,6 +30,9 @@ from seqloom.serve.prefix import PrefixCache
 from seqloom.serve.request import Fresh, Request
 from seqloom.serve.rows import Rows
 
+_MOST_STEPS, _CALL_SECONDS = 8, 0.01
+"""In one call of the model; several come to the reader at once."""
+
 
 class Scheduler:
     """
@@ -61,6 +64,7 @@ class Scheduler:
         self.reading: Request | None = None
         self._changed: list[Request] = []
         self._returned: list[Request] = []
+        self._step_seconds = 1.0
         self.guessing = Guessing(None if prefixes is None else cache.page_tokens)
         self.preemptions = 0
 
@@ -116,7 +120,7 @@ class Scheduler:
         if self.running and needed > cache.pages - cache.pages_in_rows:
             return False
         self.reading, found = self.waiting.popleft(), None
-        if request.draft_tokens is None and self._drafter.needs_hidden and self.guessing.rests():
+        if request.draft_tokens is None and self._drafter.needs_hidden and self.guessing.rests(len(self.running) + 1):
             request.draft_tokens = 0
         if self.prefixes is not None and not request.scoring:
             found = self.prefixes.revive(self._seat, request.keys, request.ids, self._follows(request))
@@ -156,6 +160,7 @@ class Scheduler:
         if stop == last:
             self.reading = None
             self.running.enter(request, self._seat)
+            self.decode.look_again()
         return stop - start
 
     def _end_of_piece(self, start: int, last: int) -> int:
@@ -177,15 +182,16 @@ class Scheduler:
 
     def _follows(self, request: Request) -> bool:
         """Whether the drafter wants the hidden states of a request."""
-        return request.drafts and self._drafter.needs_hidden
+        return request.drafts and not request.rests and self._drafter.needs_hidden
 
     def _step(self) -> None:
         """Draw a token for every row, and one more for every right guess."""
         start, recorded = time.perf_counter(), self.decode.recorded
         drafting = self.running[: self.running.drafting]
         counts = self.guessing.counts(drafting, self.cache.lengths, len(self.running))
-        if not self._reserve(1 + max(counts, default=0)):
-            counts = []
+        times = 1 if any(counts) else self._steps_in_one_call()
+        if not self._reserve(max(times, 1 + max(counts, default=0))):
+            counts, times = [], 1
             self._reserve(1)
         guessed = len(counts) if any(counts) else 0
         guesses = self._drafter.propose(self.running[:guessed], counts) if guessed else []
@@ -197,8 +203,11 @@ class Scheduler:
             request.ids[-1:] + guess + [0] * (most - len(guess))
             for request, guess in zip(self.running, guesses, strict=True)
         ]
-        hidden, places = self.decode(self.running, fed, guessed=most > 0)
-        kept = [request.draw(row, guess) for request, row, guess in zip(self.running, places, guesses, strict=True)]
+        hidden, places = self.decode(self.running, fed, most > 0, times)
+        kept = [
+            request.draw(row, guess if most else None)
+            for request, row, guess in zip(self.running, places, guesses, strict=True)
+        ]
         self._changed += [request for request in self.running if request not in self._changed]
         if most:
             self.cache.keep(0, kept)
@@ -210,15 +219,31 @@ class Scheduler:
         for request in [request for request in self.running if request.finish_reason is not None]:
             self._leave(request)
         if self.decode.recorded == recorded:  # recording takes long, and happens once
-            self.guessing.time(len(fed), most, time.perf_counter() - start)
+            seconds = (time.perf_counter() - start) / (1 if most else len(places[0]))
+            self._step_seconds = min(seconds, 1.25 * self._step_seconds)  # one that others held up says little
+            self.guessing.time(len(fed), most, seconds)
+
+    def _steps_in_one_call(self) -> int:
+        """How many steps may be one call of the model, which spares what lies between them: of a small model that is a
+        good part of a step. Nobody who waits has to wait much longer, and prefixes can be remembered as ever."""
+        times = min(_MOST_STEPS, int(_CALL_SECONDS / self._step_seconds))
+        if times < 2 or self.waiting or self.reading is not None:
+            return 1
+        page = self.cache.page_tokens
+        for request, length in zip(self.running, self.cache.lengths, strict=False):
+            if not request.plain:
+                return 1
+            times = min(times, request.remaining, times if self.prefixes is None else page - length % page)
+        return times
 
     def _remember(self, hidden: Float[Tensor, "B T D"], kept: list[int]) -> None:
         """Have the prefixes that end at a border of pages remembered, of each answer the longest one."""
         if self.prefixes is None or not self.prefixes.fits:
             return
         for row, (request, count) in enumerate(zip(self.running, kept, strict=True)):
-            if self.cache.lengths[row] % self.cache.page_tokens or request.finish_reason == "error":
-                continue
+            length = self.cache.lengths[row]
+            if length % self.cache.page_tokens or length >= len(request.ids) or request.finish_reason == "error":
+                continue  # or it ended before the steps of the call did
             newest = hidden[row, count - 1] if self._follows(request) else None
             if request.answer_key is not None:
                 self.prefixes.forget(request.answer_key)

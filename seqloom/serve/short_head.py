@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from seqloom.nn.mtp_chain import Guesser
 from seqloom.serve.contract import LanguageModel
 
 SHARE, LEAST = 8, 1024
@@ -28,13 +29,15 @@ class ShortHead:
     """A head for guesses alone."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self._model, self._size = model, max(model.vocab_size // SHARE, LEAST)
+        self._model, self._size = model, min(max(model.vocab_size // SHARE, LEAST), model.vocab_size)
+        self._device = next(model.parameters()).device
         self._came: Counter[int] = Counter()
         self._counts = np.zeros(model.vocab_size, dtype=np.float32)  # before those
         self._missed = _MISSED
         self._known: set[int] = set()
         self._tokens = torch.empty(0, dtype=torch.int64)
         self._head: Callable[[Tensor], Tensor] | None = None
+        self._guesser: Guesser | None = None
         self._logits = torch.empty(0, 0)
 
     def count(self, tokens: Sequence[int]) -> None:
@@ -45,23 +48,37 @@ class ShortHead:
 
     def __call__(self, ahead: Float[Tensor, "B D"]) -> Float32[Tensor, "B V"]:
         """Logits of all tokens, of those that cannot be guessed -infinity; good until the next call."""
-        if self._missed >= _MISSED and self._size < self._model.vocab_size:
-            self._choose(ahead.device)
+        self._renew()
         if self._head is None:
             return self._model.head(ahead[:, None])[:, 0]
         if len(self._logits) != len(ahead):
             self._logits = torch.full((len(ahead), self._model.vocab_size), -torch.inf, device=ahead.device)
         return self._logits.index_copy_(1, self._tokens, self._head(ahead).float())
 
-    def _choose(self, device: torch.device) -> None:
-        """Take the tokens that came most; of others, the first ids, which tokenizers give to what is frequent."""
+    def look_again(self) -> None:
+        """Have what guesses several tokens in one call look at the model as it is now."""
+        if self._guesser is not None:
+            self._guesser.look_again()
+
+    def guesser(self) -> Guesser | None:
+        """What guesses several of these tokens in one call; None if nothing does."""
+        self._renew()
+        return self._guesser
+
+    def _renew(self) -> None:
+        """Choose anew if that is due: the tokens that came most; of others, the first ids, which tokenizers give to
+        what is frequent."""
+        if self._missed < _MISSED:
+            return
         self._counts[list(self._came)] += list(self._came.values())
         chosen = np.sort(np.argsort(-self._counts, kind="stable")[: self._size])
         self._counts *= 0.5  # what came lately counts more
         self._came.clear()
         self._missed, self._known = 0, set(chosen.tolist())
-        self._tokens = torch.from_numpy(chosen).to(device)
-        self._head = self._model.head_of(self._tokens)
+        self._tokens = torch.from_numpy(chosen).to(self._device)
+        self._head, self._guesser = self._model.head_of(self._tokens), None
         if self._head is None:
-            self._size = self._model.vocab_size
+            self._known = set(range(self._model.vocab_size))
+        else:
+            self._guesser = self._model.guesser(self._head, self._tokens)
         self._logits = torch.empty(0, 0)

@@ -133,6 +133,9 @@ class Worker:
             self._inbox.put({**message, "do": "compiled"})
         except SeqloomError as error:
             self._inbox.put({**message, "do": "compiled", "error": str(error)})
+        except BaseException as error:  # a panic of compiled code is no Exception, and nobody looks after this thread
+            traceback.print_exc()
+            self._inbox.put({**message, "do": "compiled", "error": f"grammar: its compiler failed: {error!r}"})
 
     def _submit(self, message: Message) -> None:
         identity = message["id"]

@@ -31,6 +31,7 @@ from seqloom.core.machine import machine_facts
 from seqloom.core.seeds import derive
 from seqloom.numerics.place import Clock
 from seqloom.numerics.precision import Format, apply_precision, describe_precision, resolve_precision
+from seqloom.ops import kernels
 from seqloom.ops.scaled_mm import refuse_emulation
 from seqloom.train.checks import (
     refuse_missing_gradients,
@@ -116,6 +117,7 @@ def _make_ready(
     watch: Observer,
 ) -> tuple[Task, TrainState]:
     """Data and model up to the step before the next; can be left anywhere and done again."""
+    kernels.begin(device)
     with here().main_first():
         task = run.task.build(run, device, watch.on_prepare)
     clock = Clock(run.seed, here().batch.index, run.precision.switch_step(run.train.steps), run.precision.switch)

@@ -15,6 +15,7 @@ batches that were left out before it.
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,7 +105,7 @@ class TrainState:
         """Number of the next batch."""
         return self.step + sum(last - first + 1 for first, last in self.left_out)
 
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -129,7 +130,8 @@ class TrainState:
         if self.spread:
             self.spread.forget_gradients()
         else:
-            self.model.zero_grad(set_to_none=True)
+            for parameter in self.parameters:
+                parameter.grad = None
 
     def contents(self, task: Task) -> StepContents:
         """What to write down of this moment; the tensors themselves, which the next step changes, or what all processes

@@ -3,12 +3,13 @@
 import json
 import shutil
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.base import exported, refuse_other_outcome
+from benchmarks.base import beside_base, exported, refuse_other_outcome
 from benchmarks.case import Disagreement, NotHere
 from benchmarks.child import ROOT, ChildFailed, call
 
@@ -41,10 +42,24 @@ def test_a_child_that_fails_says_why() -> None:
         call("benchmarks.child", "nothing")
 
 
+@needs_git
+def test_sides_take_turns_at_being_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = []
+
+    def in_process(case: str, options: dict[str, object], home: Path) -> dict[str, object]:
+        here.append(home == ROOT)
+        return {"outcome": 2.0, "bytes": {"ours": 3 if home == ROOT else 6}}
+
+    monkeypatch.setattr("benchmarks.base._in_process", in_process)
+    facts = beside_base("a case", Namespace(base="HEAD", rounds=3))
+    assert here == [False, True, True, False, False, True]
+    assert set(facts["bytes_ratio"]["base"]) == {2.0}
+
+
 @pytest.mark.full
 @needs_git
 def test_an_area_against_a_commit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["--threads", "1", "--repeats", "1", "--rounds", "2", "--rows", "1", "--length", "32"]
+    arguments = ["--threads", "1", "--repeats", "1", "--rounds", "1", "--rows", "1", "--length", "32"]
     assert main(["train", "--only", "toy-fp32", "--base", "HEAD", *arguments]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line["gate"]["here"] == pytest.approx(line["gate"]["base"], rel=0.01)

@@ -103,14 +103,18 @@ def test_a_training_that_goes_another_way_is_not_timed(
     assert "not measured: losses differ" in table
 
 
-def test_an_op_that_computes_something_else_is_not_timed(
+def test_an_op_that_breaks_or_computes_something_else_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def contest(T: int) -> op_cases.Contest:
         return op_cases.Contest("squared_relu", (torch.randn(T),), lambda x: x * 1.5, {"plain": lambda x: x * 1.4})
 
-    monkeypatch.setattr(ops, "SHAPES", [(contest, (8,))])
-    status, (line,), _ = lines(capsys, "ops")
+    def broken(T: int) -> op_cases.Contest:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(ops, "SHAPES", [(broken, (8,)), (contest, (8,))])
+    status, (first, line), _ = lines(capsys, "ops")
+    assert (first["case"], first["error"]) == ("broken-8", "RuntimeError: no such device")
     assert (status, line["case"]) == (1, "contest-8")
     assert "differ by {'plain': 0.14" in line["error"]
     assert "seconds" not in line

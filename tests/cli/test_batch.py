@@ -78,13 +78,14 @@ def test_lines_that_cannot_be_answered_say_why_and_the_others_go_on(
         "{}": "got none",
         '{"prompt": 3}': "prompt: expected a text, got 3",
         '{"tokens": ["a"]}': "tokens: expected a list of token ids",
+        '{"tokens": [true]}': "tokens: expected a list of token ids",
         '{"prompt": "a", "temperatur": 0}': "did you mean 'temperature'",
         '{"prompt": "a", "top_p": 2}': "top_p",
         '{"messages": [{"role": "user", "content": "a"}]}': "this model has none",
     }
     source = write(tmp_path / "in.jsonl", *wrong, {"id": "good", "prompt": "SAY{yes}"})
     assert run(fake, source, tmp_path / "out.jsonl") == 2
-    assert "11 of 12 lines could not be answered" in " ".join(capsys.readouterr().err.split())
+    assert "12 of 13 lines could not be answered" in " ".join(capsys.readouterr().err.split())
     found = read(tmp_path / "out.jsonl")
     assert found.pop("good")["text"] == "yes"
     for number, words in enumerate(wrong.values(), start=1):
@@ -108,14 +109,14 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(fake: Path, tmp_path: P
     source, target, whole = write(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     assert run(fake, source, whole) == 0
     engine, found = ScriptedEngine(fake), []
-    for record in batch.answers(engine, batch.read_lines(source), Sampling()):
+    for record in batch.answers(engine, batch.read_lines(source, Sampling()), Sampling()):
         found.append(json.dumps(record) + "\n")
         if len(found) == 3:
             break
     failure = json.dumps({"id": "n7", "line": 7, "error": "it was too late"}) + "\n"
     for cut in (0, 1, 25, len(found[2]) - 1):
         target.write_text(found[0] + failure + found[1] + found[2][:cut])
-        assert batch.read_finished(target, {line["id"] for line in lines}) == {"n1", "n2"}
+        assert batch.read_finished(target, batch.read_digests(source, Sampling())) == {"n1", "n2"}
         assert target.read_text() == found[0] + found[1]
         target.write_text(found[0] + failure + found[1] + found[2][:cut])
         assert run(fake, source, target) == 0
@@ -124,7 +125,12 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(fake: Path, tmp_path: P
         assert len(target.read_text().splitlines()) == 7
     before = target.read_text()
     assert run(fake, source, target) == 0  # nothing is left
+    assert run(fake, source, target, "--max-tokens", "3") == 2  # answers to other questions do not mix with these
+    assert run(fake, write(source, {**lines[0], "prompt": "COUNT{2}"}, *lines[1:]), target) == 2
     assert target.read_text() == before
+    assert run(fake, write(source, {"id": "new", "prompt": "SAY{new}"}, *reversed(lines)), target) == 0
+    assert target.read_text().startswith(before)
+    assert read(target)["new"]["text"] == "new"
 
 
 def test_files_that_do_not_fit_are_refused_and_left_alone(fake: Path, tmp_path: Path) -> None:
@@ -135,14 +141,19 @@ def test_files_that_do_not_fit_are_refused_and_left_alone(fake: Path, tmp_path: 
     ):
         (tmp_path / "out.jsonl").write_text(text)
         with pytest.raises(DataError, match=words):
-            batch.read_finished(tmp_path / "out.jsonl", batch.read_ids(source))
+            batch.read_finished(tmp_path / "out.jsonl", batch.read_digests(source, Sampling()))
         assert (tmp_path / "out.jsonl").read_text() == text
-    with pytest.raises(DataError, match="2 lines have the id 1"):
-        batch.read_ids(write(tmp_path / "twice.jsonl", {"prompt": "x"}, {"id": 1, "prompt": "y"}))
-    with pytest.raises(DataError, match="holds no prompts"):
-        batch.read_ids(write(tmp_path / "empty.jsonl", ""))
-    with pytest.raises(DataError, match="cannot be read"):
-        batch.read_ids(tmp_path / "absent.jsonl")
+    with pytest.raises(DataError, match="cannot be written"):
+        batch.read_finished(tmp_path / "absent" / "out.jsonl", {})
+    twice = write(tmp_path / "twice.jsonl", {"prompt": "x"}, {"id": 1, "prompt": "y"})
+    for path, words in (
+        (twice, "line 2 has the id 1 again"),
+        (write(tmp_path / "empty.jsonl", ""), "holds no prompts"),
+        (tmp_path / "absent.jsonl", "cannot be read"),
+        (Path("/dev/null"), "is no file"),  # as a pipe, whose end comes too soon the second time
+    ):
+        with pytest.raises(DataError, match=words):
+            batch.read_digests(path, Sampling())
 
 
 def test_input_and_output_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,11 @@ from seqloom.serve.engine import Engine
 SHORT = ["--max-tokens", "4", "--temperature", "0"]
 
 
-def chat(folder: Path, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+def chat(
+    folder: Path, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> str:
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
-    main(["chat", str(folder), *SHORT])
+    main(["chat", str(folder), *SHORT, *arguments])
     return capsys.readouterr().out.replace("> ", "")
 
 
@@ -37,6 +39,8 @@ def test_a_base_model_goes_on_with_the_growing_text(
     shown = chat(trained.folder, "def compute\nreturn\n/reset\nreturn\n/quit\n", capsys, monkeypatch)
     afresh = engine.generate(["return"], greedy)[0].text
     assert shown.split("\n", 1)[1] == f"{first}\n{second}\n{afresh}\n"
+    too_long = chat(trained.folder, f"{'9 ' * 99}\nreturn\n/quit\n", capsys, monkeypatch, "--cache-tokens", "64")
+    assert too_long.split("\n", 1)[1] == f"{afresh}\n"
 
 
 def test_the_end_of_input_leaves(
@@ -105,10 +109,8 @@ def spelled(folder: Path, asked: Asked) -> str:
 
 def test_a_chat_template_shapes_the_turns(chatty: Path) -> None:
     conversation = turns(chatty, system="be brief")
-    conversation.say("hi")
-    conversation.answer("hello")
-    conversation.say("more")
-    asked = conversation.ask(Sampling(thinking_tokens=5))
+    conversation.answer("hi", "hello")
+    asked = conversation.ask("more", Sampling(thinking_tokens=5))
     assert spelled(chatty, asked) == (
         "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
         "<|im_start|>assistant\nhello<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
@@ -121,13 +123,12 @@ def test_a_chat_template_shapes_the_turns(chatty: Path) -> None:
 def test_thoughts_go_back_as_thoughts(chatty: Path) -> None:
     conversation = turns(chatty, options={"thinking": True})
     for said, thoughts, answer in (("a", "hm\n", "\n\nyes"), ("b", "\nwhy\n", "\nno"), ("c", "cut off in tho", "")):
-        conversation.say(said)
-        asked = conversation.ask(Sampling())
+        asked = conversation.ask(said, Sampling())
         assert spelled(chatty, asked).endswith("<|im_start|>assistant\n<think>\n")
         assert asked.marks is not None
         assert asked.marks.starts_thinking
-        conversation.answer(answer, thoughts)
-    text = spelled(chatty, conversation.ask(Sampling()))
+        conversation.answer(said, answer, thoughts)
+    text = spelled(chatty, conversation.ask("d", Sampling()))
     assert "<think>\nhm\n</think>\nyes<|im_end|>" in text
     assert "<think>\nwhy\n</think>\nno<|im_end|>" in text
     assert "<think>\ncut off in tho\n</think>\n<|im_end|>" in text
@@ -135,14 +136,12 @@ def test_thoughts_go_back_as_thoughts(chatty: Path) -> None:
 
 def test_a_budget_of_nothing_leaves_thoughts_away(chatty: Path) -> None:
     conversation = turns(chatty, TEMPLATE)
-    conversation.say("a")
     for budget, end in ((None, "<think>\n"), (9, "<think>\n"), (0, "assistant\n")):
-        asked = conversation.ask(Sampling(thinking_tokens=budget))
+        asked = conversation.ask("a", Sampling(thinking_tokens=budget))
         assert spelled(chatty, asked).endswith(end)
         assert asked.sampling.thinking_tokens == budget
     conversation = turns(chatty, "{{ messages[-1].content }}<|im_end|>")  # knows of no thoughts
-    conversation.say("a")
-    assert conversation.ask(Sampling(thinking_tokens=9)).sampling.thinking_tokens is None
+    assert conversation.ask("a", Sampling(thinking_tokens=9)).sampling.thinking_tokens is None
 
 
 def test_the_whole_conversation_of_a_chat_model(
@@ -198,9 +197,6 @@ def test_options_that_cannot_be_used(
 
 def test_plain_text_puts_each_line_of_the_user_on_its_own() -> None:
     text = PlainText()
-    text.say("a")
-    text.answer("b\n")
-    text.say("c")
-    text.answer("d")
-    text.say("e")
-    assert text.ask(Sampling()).prompt == "ab\ncd\ne"
+    text.answer("a", "b\n")
+    text.answer("c", "d")
+    assert text.ask("e", Sampling()).prompt == "ab\ncd\ne"

@@ -18,17 +18,20 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_stream_batch_and_draft_give_the_same_text(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(trained.folder)
     streamed = run(capsys, folder, "def compute", *GREEDY)
-    found = json.loads(run(capsys, folder, "def compute", "return", *GREEDY, "--json"))
+    found = json.loads(run(capsys, folder, "def compute", "return", *GREEDY, "--json", "--logprobs", "1"))
     assert [answer["prompt"] for answer in found["completions"]] == ["def compute", "return"]
     assert found["completions"][0]["text"] + "\n" == streamed
-    assert len(found["completions"][0]["token_ids"]) == 6
+    answer = found["completions"][0]
+    for token, (logprob, likeliest) in zip(answer["token_ids"], answer["logprobs"], strict=True):
+        assert [[token, logprob]] == likeliest
     assert run(capsys, folder, "def compute", *GREEDY, "--draft-tokens", "2") == streamed
     both = run(capsys, folder, "def compute", "return", *GREEDY)
     assert both.startswith(f"--- def compute\n{streamed}--- return\n")
 
 
-def test_states_in_fewer_bits(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    narrow = str(trained.folder), "def compute", *GREEDY, "--kv-cache", "fp8", "--ssm-state", "int8_sr"
+def test_weights_and_states_in_fewer_bits(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    states = "--kv-cache", "fp8", "--ssm-state", "int8_sr"
+    narrow = str(trained.folder), "def compute", *GREEDY, "--weights", "int8", *states
     assert run(capsys, *narrow, "--draft-tokens", "2") == run(capsys, *narrow) != ""
 
 
@@ -53,6 +56,7 @@ def test_a_prompt_from_standard_input(
         (["{run}", "--top-p", "0"], "top_p: 0.0 is not allowed"),
         (["{run}", "--max-tokens", "few"], "--max-tokens"),
         (["{run}", "--logprobs", "1"], "plain text shows none; add --json"),
+        (["{run}", "9 " * 99, "--cache-tokens", "1"], "give it more cache_tokens"),
     ],
 )
 def test_mistakes_are_named(

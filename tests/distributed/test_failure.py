@@ -40,7 +40,7 @@ def test_who_loses_a_rank_says_so(go: Go, tmp_path: Path) -> None:
 @pytest.mark.full
 def test_a_value_that_is_not_finite_on_one_rank_is_skipped_by_all(go: Go, tmp_path: Path) -> None:
     def log(folder: Path, ranks: int, rank: int) -> list[float]:
-        order = {"fault": "nan", "fault_rank": rank, "fault_step": 2}
+        order = {"fault": "nan", "fault_rank": rank, "fault_step": 1}
         ended = go(folder, ranks, changes=(("on_not_finite", "skip"),), **order)
         assert ended.codes == [0] * ranks, ended.errors
         return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] in ("train", "valid")]

@@ -62,7 +62,8 @@ def test_ranks_that_are_told_to_stop_wait_for_the_one_that_saves(go: Go, tmp_pat
 @pytest.mark.full
 def test_one_two_four_one(go: Go, run: Run, tmp_path: Path) -> None:
     """Each time cut in another way, with AdamW for all, and moved to another folder."""
-    adamw = replace(run, train=replace(run.train, optimizer=replace(run.train.optimizer, kind="adamw")))
+    optimizer = replace(run.train.optimizer, kind="adamw")
+    adamw = replace(run, train=replace(run.train, steps=4, evaluate_every=4, optimizer=optimizer))
     whole, first, second = tmp_path / "whole", tmp_path / "first", tmp_path / "second"
     finish(go, whole, 1, of=adamw)
     stop(go, first, 1, 1, of=adamw)

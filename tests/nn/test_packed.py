@@ -6,9 +6,9 @@ import torch
 from seqloom.nn.linear import Linear
 from seqloom.nn.lora import Factors, attach
 from seqloom.nn.moe import Experts, MoE
-from seqloom.nn.packed import PackedExperts, PackedLinear, pack_linears
+from seqloom.nn.packed import PackedExperts, PackedLinear, pack_linears, settle
 from seqloom.ops.kernels import invariant
-from seqloom.ops.packed_linear import pack
+from seqloom.ops.packed_linear import PackedWeight, pack
 from tiny_models import make, tokens
 
 KINDS = ["int8", "fp8", "nvfp4"]
@@ -32,6 +32,23 @@ def test_computes_what_is_stored(kind: str) -> None:
                 matrices.copy_(pack(matrices, kind).dequantize())
     assert stacks == (0 if kind == "nvfp4" else 4)  # whose inputs, 24 numbers, are no whole blocks
     torch.testing.assert_close(model(tokens()), plain(tokens()), rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [None, "fp8", "nvfp4"])
+def test_settling_moves_every_weight_and_changes_none(kind: str | None) -> None:
+    model = make("moe")
+    if kind is not None:
+        pack_linears(model, kind)
+    before, numbers = model(tokens()), {name: each.clone() for name, each in model.state_dict().items()}
+    settle(model)
+    assert torch.equal(model(tokens()), before)
+    assert all(torch.equal(each, numbers[name]) for name, each in model.state_dict().items())
+    packed = [each for module in model.modules() for each in vars(module).values() if isinstance(each, PackedWeight)]
+    assert bool(packed) == (kind is not None)
+    parts = [*model.parameters(), *(part for each in packed for part in (each.codes, each.scales) if part is not None)]
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
+    assert all(part.data_ptr() % 64 == 0 for part in parts)
 
 
 def test_what_is_not_packed() -> None:

@@ -1,4 +1,4 @@
-"""All layers in one call: the bits of layer after layer, taken exactly where it may be."""
+"""All layers in one call, and whole steps: the bits of layer after layer, taken exactly where it may be."""
 
 import weakref
 from collections.abc import Iterator
@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seqloom.nn.linear import Linear
 from seqloom.nn.packed import pack_linears
 from seqloom.nn.stack_step import few_tokens_of_rows
 from seqloom.numerics.precision import PrecisionConfig, apply_precision
 from seqloom.ops.kernels import invariant
 from seqloom.ops.native.build import why_not
+from seqloom.ops.token_draw import Race, token_draw
 from seqloom.systems.hybrid_lm.model import HybridLM
 from tiny_models import make, tokens
 
@@ -65,6 +67,70 @@ def test_the_bits_of_layer_after_layer(name: str, format: str) -> None:
             for cache in caches:
                 cache.keep(first, [2] * count)
         at += 2 if guessed else length
+
+
+RACES = [Race(0.0), Race(1.3, 9, 0.9, 0.01), Race(0.7)]
+KEYS = [17, 23, 2**64 - 5, 4, 1, 99, 3, 8, 2**63]
+
+
+def drawn(logits: Tensor, race: Race, key: int) -> int:
+    largest = logits.max()
+    return token_draw(logits, largest.item(), *race, key) if race.sharpness else int(logits.argmax())
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16"])
+def test_whole_steps_have_the_bits_of_their_parts(format: str) -> None:
+    model = model_of("dense", format)
+    if format == "bf16":
+        pack_linears(model, "nvfp4")
+    caches = [model.new_cache(ROWS, PAGES, 16, AHEAD) for _ in range(2)]
+    for cache in caches:
+        for row in range(ROWS):
+            cache.clear(row)
+            assert cache.reserve(row, 40)
+
+    def views(tokens: int, guessed: bool) -> list[list[object]]:
+        return [cache.states(0, ROWS, tokens, guessed) for cache in caches]
+
+    fed = tokens(ROWS, 3).tolist()
+    states, others = views(3, guessed=True)
+    steps = model.decoder(ROWS, 3, states)
+    assert steps is not None
+    races = [*RACES[:2], None]
+    found = steps(fed, races, KEYS, 1)
+    hidden, _ = model.hidden(torch.tensor(fed), states=others)
+    logits = model.head(hidden)
+    assert torch.equal(found.hidden, hidden)
+    assert torch.equal(found.logits, logits)
+    for row in range(2):
+        for place in range(3 * row, 3 * row + 3):
+            assert found.tokens[place] == drawn(logits[row, place % 3], races[row], KEYS[place])
+    for cache in caches:
+        cache.keep(0, [1, 3, 2])
+
+    states, others = views(1, guessed=False)
+    steps = model.decoder(ROWS, 1, states)
+    assert steps is not None
+    found = steps([[5], [6], [7]], RACES, KEYS, 3)
+    assert found.logits is None
+    token = torch.tensor([[5], [6], [7]])
+    for time in range(3):
+        hidden, _ = model.hidden(token, states=others if time == 0 else views(1, guessed=False)[1])
+        assert torch.equal(found.hidden[:, time], hidden[:, 0])
+        chosen = [drawn(*each) for each in zip(model.head(hidden)[:, 0], RACES, KEYS[3 * time :], strict=False)]
+        assert found.tokens[3 * time : 3 * time + 3] == chosen
+        token = torch.tensor(chosen)[:, None]
+
+    packed = model.lm_head
+    model.lm_head = Linear(64, model.vocab_size)
+    model.lm_head.format = packed.format
+    model.lm_head.weight.data[:] = torch.randn(model.vocab_size, 64)
+    model.lm_head.weight.data[7, 0] = torch.nan
+    steps = model.decoder(ROWS, 1, views(1, guessed=False)[0])
+    assert steps is not None
+    assert steps([[5], [6], [7]], RACES, KEYS, 2).tokens == [-1] * 6
+    model.lm_head.register_forward_hook(lambda *_: None)
+    assert model.decoder(ROWS, 1, views(1, guessed=False)[0]) is None
 
 
 def test_a_changed_part_is_seen() -> None:

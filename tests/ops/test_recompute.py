@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from seqloom.ops import recompute
 from seqloom.ops.causal_conv import causal_conv
 from seqloom.ops.norm import rms_norm
 from seqloom.ops.recompute import cheap, keeping_inputs, recomputing
@@ -31,8 +32,9 @@ class Counted(torch.autograd.Function):
 
 
 @pytest.fixture(autouse=True)
-def _count():
+def _count(monkeypatch):
     Counted.made = 0
+    monkeypatch.setattr(recompute, "SMALL", 0)
 
 
 def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -75,6 +77,16 @@ def test_a_result_is_let_go_and_made_once_for_all_its_readers():
     total = (y @ weight.T).sum() + (y[:, :2] @ other.T).sum() + y.square().sum()
     for one, two in zip(mine, torch.autograd.grad(total, [x, weight, other]), strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize(("rows", "made"), [(8, 1), (9, 2)])
+def test_a_small_result_is_kept(monkeypatch, rows, made):
+    x, weight = leaves((rows, 4), (3, 4))
+    monkeypatch.setattr(recompute, "SMALL", 8 * 4 * 4)
+    with recomputing():
+        (cheap(Counted.apply, x) @ weight.T).sum().backward()
+    assert Counted.made == made
+    torch.testing.assert_close(weight.grad, (3 * x).sum(0).expand(3, 4))
 
 
 def test_nothing_is_left_after_the_backward_pass():

@@ -1,4 +1,5 @@
 import json
+from functools import cache
 
 import pytest
 from serve.byte_tokens import ByteTokens
@@ -21,9 +22,16 @@ CALLS = {
 }
 
 
+PLAIN = ByteTokens()
+
+
+@cache
+def grammars_of(tokenizer: ByteTokens) -> Grammars:
+    return Grammars(Vocabulary(tokenizer, tokenizer.size))
+
+
 def can_be(grammar: Grammar, tokenizer: ByteTokens, text: str) -> bool:
-    grammars = Grammars(Vocabulary(tokenizer, tokenizer.size))
-    return accepts(grammars.matcher(grammar, [tokenizer.eos]), tokenizer, text)
+    return accepts(grammars_of(tokenizer).matcher(grammar, [tokenizer.eos]), tokenizer, text)
 
 
 @pytest.mark.parametrize("form", ["xml", "json"])
@@ -65,6 +73,44 @@ KEPT = {
     "url": ({"type": "string", "pattern": "^https?://"}, ["http://a/b"], ["ftp://a"]),
     "digit": ({"type": "string", "pattern": "[0-9]"}, ["a1b"], ["ab"]),
     "either": ({"type": "string", "pattern": "^(yes|no)$"}, ["yes", "no"], ["nope", "y"]),
+    "date": (
+        {"type": "string", "format": "date"},
+        ["2024-02-29", "2000-12-31"],
+        ["2023-02-29", "1900-02-29", "2024-04-31", "24-1-1"],
+    ),
+    "time": (
+        {"type": "string", "format": "time"},
+        ["23:59:59Z", "08:00:00.125-07:00"],
+        ["24:00:00Z", "08:00:00", "8:00Z"],
+    ),
+    "moment": (
+        {"type": "string", "format": "date-time"},
+        ["2024-05-06T07:08:09+02:00"],
+        ["2024-05-06 07:08", "2024-05-06"],
+    ),
+    "span": ({"type": "string", "format": "duration"}, ["P1Y2M3DT4H5M6S", "PT5M", "P2W"], ["P", "P1DT", "1D", "P1Y2D"]),
+    "mail": (
+        {"type": "string", "format": "email"},
+        ["a.b+c@d-e.org", "x@y.z"],
+        ["a@", "a..b@c.de", "a b@c.de", "a@-b.de"],
+    ),
+    "host": ({"type": "string", "format": "hostname"}, ["a-1.example", "localhost"], ["-a.b", "a..b", "a_b", "a/b"]),
+    "four": ({"type": "string", "format": "ipv4"}, ["127.0.0.1", "255.255.255.0"], ["256.0.0.1", "1.2.3", "01.2.3.4"]),
+    "six": (
+        {"type": "string", "format": "ipv6"},
+        ["::", "1::2:3:4:5:6:7", "fe80::1", "1:2:3:4:5:6:7:8"],
+        ["1:2", "1::2::3", "12345::", "1:2:3:4:5:6::7:8"],
+    ),
+    "uuid": (
+        {"type": "string", "format": "uuid"},
+        ["0189f7e2-3b1c-7abc-8def-0123456789ab"],
+        ["0189f7e2-3b1c-7abc-8def", "x"],
+    ),
+    "uri": (
+        {"type": "string", "format": "uri"},
+        ["https://me@a.org:80/b//c;d?e=%20#f", "mailto:a@b.c", "file:///a"],
+        ["a/b", "http://a b", "http://a:b/", "http://a/%zz", "//a"],
+    ),
     "short": ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "a\nb"], ["a", "abcd"]),
 }
 
@@ -77,15 +123,14 @@ def test_values_in_tags_keep_to_what_their_schema_says(name: str) -> None:
     root = {"type": "object", "properties": schemas, "$defs": {"Step": STEP, "Colour": colours}}
     root["additionalProperties"] = False
     tool = {"type": "function", "function": {"name": "act", "parameters": root}}
-    tokenizer = ByteTokens()
-    grammar = required_call("xml", [tool], tokenizer)
+    grammar = required_call("xml", [tool], PLAIN)
     for value, good in [(value, True) for value in KEPT[name][1]] + [(value, False) for value in KEPT[name][2]]:
         call = f"<function=act>\n<parameter={name}>\n{value}\n</parameter>\n</function>"
         text = f"{TOOL_OPEN}\n{call}\n{TOOL_CLOSE}"
-        assert can_be(grammar, tokenizer, text) == good
+        assert can_be(grammar, PLAIN, text) == good
         deltas = [found for found in ToolCallParser("xml", [tool]).push(text) if isinstance(found, CallDelta)]
         arguments = json.loads("".join(delta.arguments for delta in deltas))
-        assert jsonschema_rs.is_valid(root, arguments) == good
+        assert jsonschema_rs.is_valid(root, arguments, validate_formats=True) == good
 
 
 @pytest.mark.parametrize(
@@ -95,6 +140,7 @@ def test_values_in_tags_keep_to_what_their_schema_says(name: str) -> None:
         {"properties": {"a": {"anyOf": 5, "enum": 3}}, "required": 7},
         {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"$ref": "#/$defs/A"}}},
         {"properties": {"a": {"$ref": "http://x"}, "b": 3}},
+        {"properties": {"a": {"type": "string", "format": "unheard-of"}}},
     ],
 )
 def test_schemas_that_say_nothing_are_texts(parameters: dict[str, object]) -> None:

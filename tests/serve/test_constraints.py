@@ -176,6 +176,14 @@ HOSTILE = [
 ]
 
 
+def test_it_is_said_what_is_wrong(grammars: Grammars) -> None:
+    with pytest.raises(ConfigError, match=r"look-around, .* is not supported"):
+        check_grammar(Grammar(kind="regex", text="(?=a)b"))
+    without_end = grammars.matcher(Grammar(kind="json_schema", text='{"$ref": "#"}'), [2])
+    with pytest.raises(ConfigError, match="no text of this form"):
+        without_end.mask()
+
+
 @pytest.mark.parametrize(("kind", "text"), HOSTILE, ids=range(len(HOSTILE)))
 def test_what_cannot_be_used_is_refused_at_once(grammars: Grammars, kind: str, text: str) -> None:
     grammar = Grammar(kind=kind, text=text)

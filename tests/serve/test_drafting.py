@@ -5,6 +5,7 @@ import pytest
 import torch
 from serve.toy_model import ToyModel, ToyTokenizer
 
+from seqloom.serve import guessing
 from seqloom.serve.adaptive import DraftLength
 from seqloom.serve.config import Sampling
 from seqloom.serve.drafting import NgramDrafter
@@ -37,6 +38,8 @@ def test_what_is_remembered_after_any_number_of_right_guesses(monkeypatch, draft
     for _ in range(steps):
         engine.step()
     assert engine._scheduler.running == [*drafting, plain]
+    with torch.inference_mode():
+        engine._scheduler._drafter._catch_up(0, drafting)
     cache, model = engine._scheduler.cache, engine.model
     for row, request in enumerate([*drafting, plain]):
         wanted = 1 + min(right, draft_tokens) if request is not plain else 1
@@ -80,6 +83,8 @@ def test_the_block_waits_while_nobody_guesses_and_then_catches_up(monkeypatch) -
     assert len(calls) <= 2 * 3
     length = 3
     engine.step()
+    with torch.inference_mode():
+        engine._scheduler._drafter._catch_up(0, requests)
     for row, request in enumerate(requests):
         with torch.inference_mode():
             hidden, _ = model.hidden(torch.tensor([request.ids[:-1]]), states=model.new_states(1))
@@ -113,7 +118,8 @@ def test_requests_that_draft_and_others_run_side_by_side() -> None:
 def test_where_no_guess_pays_few_requests_look_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, sampling = make(), Sampling(max_tokens=30, temperature=0)
     plain = engine.generate(PROMPTS, sampling)
-    monkeypatch.setattr(DraftLength, "none_pays", True)
+    monkeypatch.setattr(DraftLength, "none_pays", lambda self, rows: True)
+    monkeypatch.setattr(guessing, "_LOOKING", 8)
     followed = []
     for number in range(16):
         request = engine.submit(PROMPTS[number % 4], sampling, "auto")
@@ -155,14 +161,14 @@ def test_the_length_that_brings_most_tokens_a_second_is_found(right: float, cost
     assert (best >= length) if length else best == 0
     choose, lengths, chosen = random.Random(0), DraftLength(5), []
     for step in range(1500):
-        guessed = lengths.choose(4)
+        guessed = lengths.choose(1)
         good = 0
         while good < guessed and choose.random() < right:
             good += 1
         lengths.count(guessed, good)
         waited = 5 if step == 0 or choose.random() < 0.2 else 1  # the first step, and a busy machine
-        lengths.time(4, guessed, (1 + cost * guessed) * choose.uniform(0.9, 1.3) * waited)
+        lengths.time(1, guessed, (1 + cost * guessed) * choose.uniform(0.9, 1.3) * waited)
         chosen.append(rates[guessed])
     assert best or sum(chosen[:200]) > 0.9 * 200  # to find out that nothing pays costs little
     assert sum(chosen[500:]) / 1000 > 0.93 * rates[best]
-    assert lengths.none_pays == (best == 0)
+    assert lengths.none_pays(1) == (best == 0)

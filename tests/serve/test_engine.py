@@ -201,6 +201,7 @@ def test_text_follows_the_beginning_token_and_nothing_means_only_that(engine) ->
         ([3, 4], DataError, "prompt 0: expected a text or a list of token ids, got int"),
         ([[3], [4, V]], DataError, "prompt 1: 11 at place 1 .* from 0 to 10"),
         ([[-1]], DataError, "prompt 0: -1 at place 0"),
+        ([[True]], DataError, "prompt 0: True at place 0"),
         ([["a"]], DataError, "prompt 0: 'a' at place 0"),
         (["a\ud800"], DataError, "prompt 0: character 1 is half a surrogate pair"),
         ([b"abc"], DataError, "prompt 0: .* got bytes"),

@@ -15,6 +15,8 @@ import pytest
 
 from seqloom.nn.state_formats import StateFormats
 from seqloom.numerics.precision import PrecisionConfig, apply_precision
+from seqloom.ops.native.build import why_not
+from seqloom.serve import scheduler
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
 from seqloom.systems.hybrid_lm.model import HybridLM
@@ -159,6 +161,27 @@ def test_every_way_gives_the_same_bits(way: str, model: HybridLM, asked: list[Qu
         assert told.preemptions > 0
     if draft == "0 to 5":
         assert 0 < sum(told.accepted) < sum(told.drafted)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(soak(120, 7200))
+def test_so_it_is_where_nobody_asks_for_logprobs(
+    model: HybridLM, asked: list[Question], alone: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where several steps are one call, and all tokens are chosen in it."""
+    monkeypatch.setattr(scheduler, "_CALL_SECONDS", 1e9)
+    engine = Engine((model, Nothing()), 4, page_tokens=PAGE, prefill_tokens=64)
+    free = [Question(each.prompt, replace(each.sampling, logprobs=None)) for each in asked]
+    found = together(engine, free, 0, given_up=0.2) + together(engine, free[:8], "0 to 5")
+    assert [each.tokens for each in found] == [each.tokens for each in alone + alone[:8]]
+    request = engine.submit([5] * 40, Sampling(temperature=0, max_tokens=40, ignore_eos=True))
+    taken = []
+    while request.finish_reason is None:
+        engine.step()
+        taken.append(len(request.fresh.token_ids))
+    assert sum(taken) == 40
+    if why_not() is None:
+        assert max(taken) == 8
 
 
 @pytest.mark.full

@@ -68,9 +68,10 @@ def test_a_block_that_goes_on_from_a_prefix_remembers_true_states() -> None:
         assert request.usage.cached_tokens == 16
         held = engine._scheduler.cache._pool.held[0]
         ids = request.ids
-        entries = engine.model.pages.of(held, len(ids) - 1)
         with torch.inference_mode():
+            engine._scheduler._drafter._catch_up(0, [request])
             hidden, _ = engine.model.hidden(torch.tensor([ids[:-1]]), states=engine.model.new_states(1))
+        entries = engine.model.pages.of(held, len(ids) - 1)
         assert torch.equal(entries, torch.cat([hidden[0], torch.tensor(ids[1:])[:, None].float()], 1))
         engine.cancel(request)
 

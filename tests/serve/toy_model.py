@@ -188,6 +188,9 @@ class ToyModel(nn.Module):
     def head_of(self, tokens: Tensor) -> None:
         """None: all tokens are few enough."""
 
+    def guesser(self, head: object, tokens: Tensor) -> None:
+        """None: each guess is made by `draft`."""
+
     def draft(self, hidden: Tensor, next_tokens: Tensor, states: list[Any]) -> Tensor:
         given = torch.cat([hidden, next_tokens[..., None].float()], dim=-1)
         states[0].append(given)

@@ -1,8 +1,5 @@
-import pytest
-
 from seqloom.studies import balancing
-from seqloom.studies.balancing import Options, final, findings, loads, study
-from seqloom.train.observer import Observer
+from seqloom.studies.balancing import final, findings, loads
 from study_trials import paired, trial
 
 
@@ -44,17 +41,3 @@ def test_loads_are_picked_out_of_a_monitor_s_record() -> None:
         "mtp.layers.1.mixer.gate.max_vio": 1.5,
     }
     assert loads(record) == {"layers.1": 2.5, "mtp.layers.1": 1.5}
-
-
-@pytest.mark.usefixtures("narrow_twins")
-def test_the_study_sees_every_expert_layer_and_only_the_bias_moves_biases(texts, tmp_path) -> None:
-    class Quiet(Observer):
-        def on_message(self, text: str) -> None:
-            pass
-
-    found = study(Options(data=(str(texts),), steps=8, seeds=1), tmp_path, Quiet())
-    found.write(tmp_path)
-    assert found.data["max_vio"].keys() == {"nothing", "loss", "bias", "bias_and_loss"}
-    assert all(layers.keys() == {"layers.1", "layers.3"} for layers in found.data["max_vio"].values())
-    assert all(1 <= value <= 4 for layers in found.data["max_vio"].values() for value in layers.values())
-    assert found.data["max_vio"]["nothing"] != found.data["max_vio"]["bias"]

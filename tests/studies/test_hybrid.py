@@ -67,7 +67,7 @@ def test_the_study_trains_probes_and_times_all_three(texts, tmp_path) -> None:
         def on_message(self, text: str) -> None:
             pass
 
-    found = study(Options(data=(str(texts),), steps=8, seeds=1, contexts=(64, 16)), tmp_path, Quiet())
+    found = study(Options(data=(str(texts),), steps=4, seeds=1, contexts=(64, 16)), tmp_path, Quiet())
     found.write(tmp_path)
     assert {run["variant"] for run in found.data["runs"]} == {"hybrid", "transformer", "mamba"}
     assert all({"bits_per_byte", "recall_saved", "recall_accuracy"} < run["valid"].keys() for run in found.data["runs"])

@@ -50,7 +50,7 @@ def test_the_study_trains_four_models(texts, tmp_path) -> None:
         def on_message(self, text: str) -> None:
             pass
 
-    found = study(Options(data=(str(texts),), steps=8, seeds=1), tmp_path, Quiet())
+    found = study(Options(data=(str(texts),), steps=4, seeds=1), tmp_path, Quiet())
     assert {run["variant"] for run in found.data["runs"]} == {"moe", "latent_moe", "moe_mtp", "latent_moe_mtp"}
     assert found.setting["latent_moe"].startswith("7 of 32 experts of 32 in width 8")
     assert "latent_moe_mtp  latent_moe" in found.as_text()

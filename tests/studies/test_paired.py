@@ -55,7 +55,7 @@ def test_a_run_that_ended_early_is_told_and_not_compared() -> None:
 
 @pytest.mark.usefixtures("narrow_twins")
 def test_variants_of_a_seed_see_the_same_batches_and_nothing_is_trained_twice(texts, tmp_path) -> None:
-    options = balancing.Options(data=(str(texts),), steps=8, seeds=2)
+    options = balancing.Options(data=(str(texts),), steps=4, seeds=2)
     listener = Listener()
     balancing.study(replace(options, seeds=1), tmp_path, listener)
     assert len(listener.told) == 4
@@ -73,6 +73,12 @@ def test_variants_of_a_seed_see_the_same_batches_and_nothing_is_trained_twice(te
     }
     assert first["laptop-nothing-0"] == first["laptop-bias_and_loss-0"] != first["laptop-nothing-1"]
     assert whole.setting["text"] == texts.name
+    whole.write(tmp_path)
+    loads = whole.data["max_vio"]
+    assert loads.keys() == {"nothing", "loss", "bias", "bias_and_loss"}
+    assert all(layers.keys() == {"layers.1", "layers.3"} for layers in loads.values())
+    assert all(1 <= value <= 4 for layers in loads.values() for value in layers.values())
+    assert loads["nothing"] != loads["bias"]
 
 
 @pytest.mark.usefixtures("narrow_twins")

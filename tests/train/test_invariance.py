@@ -12,7 +12,6 @@ The balance loss is meant to depend on the row a token stands in, and is off whe
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +20,9 @@ from torch import Tensor, nn
 
 import micro_runs
 import tiny_models
-from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.data.rows import NO_DOCUMENT, NO_TARGET, Rows
 from seqloom.systems.hybrid_lm.loss import targets_ahead
 from seqloom.systems.hybrid_lm.task import Micro, TextTask
-from seqloom.train.loop import train
 
 Gradients = dict[str, Tensor]
 ROWS = 8
@@ -114,18 +111,6 @@ def test_packed_padded_and_separate_documents_give_one_gradient(unbalanced: Text
         found = gradients(unbalanced, model, _micros(other), torch.float64)
         assert together(wanted, found) <= 1e-6
         assert distance(wanted, found) <= 5e-6
-
-
-def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(run: Any, tmp_path: Path) -> None:
-    def files(name: str, seed: int) -> dict[str, bytes]:
-        place = train(replace(run, seed=seed), tmp_path / name)
-        found = RunFolder(place.path).open_latest()
-        assert found is not None
-        return {file: (found[1] / file).read_bytes() for file in ("model.safetensors", "optim.safetensors")}
-
-    first, again, other = files("first", 1), files("again", 1), files("other", 2)
-    assert first == again
-    assert all(first[name] != other[name] for name in first)
 
 
 def _joined(micros: list[Micro]) -> Micro:

@@ -71,6 +71,12 @@ def of(run: Run, recipe: str, **settings: Any) -> Run:
     return replace(run, precision=PrecisionConfig(recipe=recipe, **settings))
 
 
+@pytest.fixture(scope="module")
+def short(run: Run) -> Run:
+    """Two layers and a depth of prediction less: what whole trainings show needs no more, and few bits take long."""
+    return replace(run, model=replace(run.model, pattern="M-M*E", mtp=replace(run.model.mtp, depth=1)))
+
+
 def left(folder: Path) -> dict[str, Any]:
     """Weights, optimizer state and log of a finished run, without what the clock decides."""
     _, last = RunFolder(folder).open_latest()
@@ -84,8 +90,8 @@ def left(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("recipe", RESUMED)
-def test_it_learns_and_stopped_and_resumed_it_is_the_same_run(recipe: str, run: Run, tmp_path: Path):
-    here = of(run, recipe)
+def test_it_learns_and_stopped_and_resumed_it_is_the_same_run(recipe: str, short: Run, tmp_path: Path):
+    here = of(short, recipe)
     whole, broken, watch = tmp_path / "whole", tmp_path / "broken", Quiet()
     train(here, whole, watch)
     with pytest.raises(Interrupted):
@@ -111,7 +117,7 @@ def test_it_learns_and_stopped_and_resumed_it_is_the_same_run(recipe: str, run: 
             fp8 = sum(count for name, count in counts.items() if name.endswith(".e4m3"))
             assert metrics["fp8_share"] == fp8 / sum(counts.values())
     with pytest.raises(CheckpointError, match=r"precision\.recipe"):
-        train(of(run, "bf16"), whole, Quiet())
+        train(of(short, "bf16"), whole, Quiet())
 
 
 @pytest.fixture(scope="module")
@@ -195,28 +201,28 @@ def test_depths_of_the_prediction_block_draw_different_numbers(
     assert len({key for _, key in drawn}) == len(drawn)
 
 
-def test_the_late_switch_and_another_recipe_go_on_from_the_same_weights(run: Run, tmp_path: Path):
+def test_the_late_switch_and_another_recipe_go_on_from_the_same_weights(short: Run, tmp_path: Path):
     """Checkpoints hold masters alone; up to the switch the run is that without one."""
     late, never = Quiet(), Quiet()
-    train(of(run, "nvfp4", switch_at=0.34), tmp_path / "late", late)
-    train(of(run, "nvfp4"), tmp_path / "never", never)
+    train(of(short, "nvfp4", switch_at=0.34), tmp_path / "late", late)
+    train(of(short, "nvfp4"), tmp_path / "never", never)
     assert late.losses[:2] == never.losses[:2]
     assert late.losses[2] != never.losses[2]
-    started = replace(of(run, "fp8_nemotron_h"), init_from=str(tmp_path / "late"))
-    train(replace(started, train=replace(run.train, steps=1)), tmp_path / "onward", Quiet())
+    started = replace(of(short, "fp8_nemotron_h"), init_from=str(tmp_path / "late"))
+    train(replace(started, train=replace(short.train, steps=1)), tmp_path / "onward", Quiet())
 
 
-def test_an_operand_that_is_not_finite_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    build = type(run.model).build
+def test_an_operand_that_is_not_finite_is_named(short: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    build = type(short.model).build
 
     def spoilt(self: Any) -> Any:
         model = build(self)
         model.backbone.layers[2].norm.weight.data[0] = torch.inf
         return model
 
-    monkeypatch.setattr(type(run.model), "build", spoilt)
+    monkeypatch.setattr(type(short.model), "build", spoilt)
     with pytest.raises(NumericsError, match=r"layers\.2\.mixer\.in_proj\.weight \(forward\.x\)"):
-        train(of(run, "nvfp4"), tmp_path / "run", Quiet())
+        train(of(short, "nvfp4"), tmp_path / "run", Quiet())
 
 
 def test_shares_that_cut_a_block_are_refused(run: Run):

@@ -1,5 +1,5 @@
 """Causal attention over packed documents in C++, with gradients; kept for the way back are its inputs, the result, and
-one number for every query and head."""
+one number for every query and head. BF16 is widened on the way in and rounded on the way out."""
 
 import ctypes
 from typing import Any
@@ -36,7 +36,7 @@ def attention_training_native(
     documents: Int[Tensor, "B T"] | None,
     scale: float,
 ) -> Float[Tensor, "B H T K"]:
-    """FP32. Arguments as in `attention`, and what scores are multiplied by."""
+    """FP32 or BF16. Arguments as in `attention`, and what scores are multiplied by."""
     return _Attention.apply(q, k, v, documents, scale)
 
 
@@ -45,8 +45,9 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, scale: float) -> Tensor:
         B, H, T, _ = q.shape
         numbers = None if documents is None else documents.to(torch.int32).contiguous()
-        y, normalizers = _beside(q), torch.empty(B, H, T, dtype=torch.float32)
-        _run("forward", (q, k, v, y), numbers, normalizers, scale)
+        wide, normalizers = _beside(q), torch.empty(B, H, T, dtype=torch.float32)
+        _run("forward", (q.float(), k.float(), v.float(), wide), numbers, normalizers, scale)
+        y = wide.to(q.dtype)
         ctx.save_for_backward(q, k, v, y, numbers, normalizers)
         ctx.scale = scale
         return y
@@ -54,10 +55,10 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, y, numbers, normalizers = ctx.saved_tensors
-        changes = _beside(q), _beside(k), _beside(v)
-        _run("backward", (q, k, v, y, dy, *changes), numbers, normalizers, ctx.scale)
-        return *changes, None, None
+        *kept, numbers, normalizers = ctx.saved_tensors
+        changes = [_beside(x) for x in kept[:3]]
+        _run("backward", (*(x.float() for x in (*kept, dy)), *changes), numbers, normalizers, ctx.scale)
+        return *(change.to(dy.dtype) for change in changes), None, None
 
 
 def _beside(x: Float[Tensor, "B N T K"]) -> Float[Tensor, "B N T K"]:

@@ -18,17 +18,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from seqloom.core.cache import WAIT_SECONDS, cache_folder, cached, key
 from seqloom.core.checkpoint.commit import make_folder
-from seqloom.core.errors import DataError
+from seqloom.core.errors import ConfigError, DataError
 from seqloom.ops.native.compiler import BuildError, Compiler, find_compiler
 
 FOLDER = Path(__file__).parent
+HEADERS, FEW = "system_headers.h", 6
+"""Compiled ahead where more sources than a few are to be compiled."""
+
 PATIENCE_SECONDS = 600
 """How long another process may build before we build for ourselves."""
 
@@ -82,6 +85,17 @@ def outcome() -> Outcome:
     return _outcome
 
 
+def begin() -> None:
+    """Load the library, and build it if need be, in a thread of its own while the caller does something else."""
+    if _outcome is None:
+        threading.Thread(target=_load_ahead, daemon=True).start()
+
+
+def _load_ahead() -> None:
+    with contextlib.suppress(ConfigError):  # who needs the library meets it again
+        outcome()
+
+
 def _renew_lock() -> None:
     global _one_at_a_time
     _one_at_a_time = threading.Lock()
@@ -123,16 +137,31 @@ def _build(compiler: Compiler, keep: Keep, where: str) -> Path:
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.[ch]*"))}
     keys = {name: key(_included(name, texts), compiler.identity) for name in texts if name.endswith(".cpp")}
 
-    def compiled(name: str) -> Path:
-        return keep(f"{name}.o", keys[name], partial(compiler.compile, FOLDER / name))
+    def compiled(header: Future[Path | None] | None, name: str) -> Path:
+        ready = header.result() if header is not None and header.done() else None  # not worth waiting for
+        return keep(f"{name}.o", keys[name], partial(compiler.compile, FOLDER / name, header=ready))
 
     def make(target: Path) -> None:
-        with _told(f"compiling kernels for this processor with {compiler.title}, once ({where})"):
+        with (
+            _told(f"compiling kernels for this processor with {compiler.title}, once ({where})"),
+            tempfile.TemporaryDirectory(dir=target.parent) as room,
+        ):
             with ThreadPoolExecutor(_cores()) as pool:
-                objects = list(pool.map(compiled, sorted(keys, key=lambda name: -len(texts[name]))))  # longest first
+                many = sum(not _in_sight(digest) for digest in keys.values()) > FEW
+                header = pool.submit(compiler.precompile, FOLDER / HEADERS, Path(room)) if many else None
+                longest_first = sorted(keys, key=lambda name: -len(texts[name]))
+                objects = list(pool.map(partial(compiled, header), longest_first))
             compiler.link(objects, target)
 
     return keep("kernels.so", key(keys, compiler.identity), make)
+
+
+def _in_sight(digest: str) -> bool:
+    """Whether the cache seems to have an object file."""
+    try:
+        return (cache_folder() / "native" / digest).exists()
+    except (DataError, OSError):
+        return False
 
 
 def _included(name: str, texts: dict[str, str]) -> dict[str, str]:
@@ -148,15 +177,16 @@ def _included(name: str, texts: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Say on one line what takes so long, and how it ended."""
-    print(f"seqloom: {what} ... ", end="", file=sys.stderr, flush=True)
+    """Say what takes so long, and how it ended: on lines of their own, since others may talk in between."""
+    print(f"seqloom: {what}", file=sys.stderr, flush=True)
     start = time.monotonic()
     try:
         yield
     except BaseException as error:
-        print(f"failed: {error}{INSTEAD if isinstance(error, BuildError) else ''}", file=sys.stderr)
+        instead = INSTEAD if isinstance(error, BuildError) else ""
+        print(f"seqloom: kernels could not be compiled: {error}{instead}", file=sys.stderr, flush=True)
         raise
-    print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
+    print(f"seqloom: kernels compiled in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
 def _cores() -> int:

@@ -1,8 +1,9 @@
 """The C++ compiler of this machine, and how it is called.
 
-$CXX if that is set, else the first that works of g++, clang++, c++ and the `ziglang` package (extra `native`). It
-compiles for the very processor it runs on; SEQLOOM_ISA names another level, such as x86-64-v3. What the compiler says
-of itself and of the processor, its predefined macros, goes into the key of all that it makes.
+$CXX if that is set, else the first that works of g++, clang++, c++ and the `ziglang` package (extra `native`); one that
+is too old or gives no answer is passed over. It compiles for the very processor it runs on; SEQLOOM_ISA names another
+level, such as x86-64-v3. What the compiler says of itself and of the processor, its predefined macros, goes into the
+key of all that it makes.
 
 No flag lets it change the result: sums keep their order, NaN and infinity their meaning, and a product and a sum are
 fused only where the source says so.
@@ -31,7 +32,11 @@ FLAGS = (
 GCC_FLAGS = ("-fno-gnu-unique", "-fno-semantic-interposition")
 """What Clang does by itself: two libraries in a process share no variables, and calls inside one may be inlined."""
 
-TIMEOUT_SECONDS = 900
+OLDEST = {"__clang_major__": ("Clang", 12), "__GNUC__": ("GCC", 9)}
+"""The first that have all vector extensions in use; Clang passes for a GCC 4.2, so it is looked for first."""
+
+ANSWER_SECONDS, TIMEOUT_SECONDS = 60, 900
+"""For what a compiler says of itself, and for what it makes."""
 
 
 class BuildError(Exception):
@@ -59,13 +64,32 @@ class Compiler:
         """All that decides what it makes of a source."""
         return [self.title, *self.flags, self.macros]
 
-    def compile(self, source: Path, target: Path) -> None:
+    def precompile(self, header: Path, folder: Path) -> Path | None:
+        """A copy of a header that `compile` need not read again; None of Clang, and where it fails.
+
+        GCC spends a second on the vector intrinsics alone, for every source.
+        """
+        if "#define __clang__ " in self.macros:
+            return None
+        copy = Path(shutil.copy(header, folder))
+        done = _run(*self.command, *self.flags, "-x", "c++-header", str(copy), "-o", f"{copy}.gch")
+        return None if done.returncode else copy
+
+    def compile(self, source: Path, target: Path, header: Path | None = None) -> None:
         """Make an object file.
 
+        Args:
+            header: from `precompile`.
         Raises:
             BuildError: the compiler's first complaint.
         """
-        self._make("-c", str(source), target=target)
+        plain = ("-c", str(source))
+        try:
+            self._make(*(() if header is None else ("-include", str(header))), *plain, target=target)
+        except BuildError:
+            if header is None:
+                raise
+            self._make(*plain, target=target)  # what is precompiled does not load at every address
 
     def link(self, objects: list[Path], target: Path) -> None:
         """Make a shared library of object files.
@@ -121,21 +145,39 @@ def _compiler(title: str, command: tuple[str, ...]) -> Compiler:
         macros = _macros(command, FLAGS)
         if macros.returncode:
             raise BuildError(f"{title} does not work: {_complaint(macros)}")
+    _refuse_old(title, macros.stdout)
     if level := os.environ.get(LEVEL, ""):
-        wanted = _macros(command, (*FLAGS, f"-march={level}"))
+        tuned = (f"-march={level}",)
+        wanted = _macros(command, (*FLAGS, *tuned))
+        if wanted.returncode:  # zig spells x86-64-v3 with underscores
+            spelled = (f"-march={level.replace('-', '_')}",)
+            again = _macros(command, (*FLAGS, *spelled))
+            wanted, tuned = (wanted, tuned) if again.returncode else (again, spelled)
         if wanted.returncode:
             raise ConfigError(f"{LEVEL}={level}: {title} does not know this level: {_complaint(wanted)}")
         if missing := sorted(_features(wanted.stdout) - _features(macros.stdout)):
             raise ConfigError(f"{LEVEL}={level}: this processor has no {', '.join(missing)}")
-        macros, tuned = wanted, (f"-march={level}",)
+        macros = wanted
     text = macros.stdout
     version = re.search(r'^#define __VERSION__ "(.*)"', text, re.MULTILINE)
     own = () if "#define __clang__ " in text else GCC_FLAGS
     return Compiler(f"{title} {version[1] if version else ''}".strip(), command, (*FLAGS, *own, *tuned), text)
 
 
+def _refuse_old(title: str, macros: str) -> None:
+    """
+    Raises:
+        BuildError: a compiler with these macros is older than `OLDEST`.
+    """
+    for macro, (name, oldest) in OLDEST.items():
+        if found := re.search(rf"^#define {macro} (\d+)$", macros, re.MULTILINE):
+            if int(found[1]) < oldest:
+                raise BuildError(f"{title} is too old: {name} {found[1]}, while {oldest} is the least")
+            return
+
+
 def _macros(command: tuple[str, ...], flags: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    return _run(*command, *flags, "-dM", "-E", "-x", "c++", os.devnull)
+    return _run(*command, *flags, "-dM", "-E", "-x", "c++", os.devnull, seconds=ANSWER_SECONDS)
 
 
 def _features(macros: str) -> set[str]:
@@ -143,7 +185,7 @@ def _features(macros: str) -> set[str]:
     return set(re.findall(r"^#define (__[A-Z0-9_]+) 1$", macros, re.MULTILINE))
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(*command: str, seconds: int = TIMEOUT_SECONDS) -> subprocess.CompletedProcess[str]:
     """Run a compiler, speaking English; one that cannot be started fails like one that does not work."""
     try:
         return subprocess.run(
@@ -153,11 +195,11 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
             encoding="utf-8",
             errors="replace",
             env={**os.environ, "LC_ALL": "C"},
-            timeout=TIMEOUT_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        reason = getattr(error, "strerror", None) or f"not done after {TIMEOUT_SECONDS} s"
+        reason = getattr(error, "strerror", None) or f"not done after {seconds} s"
         return subprocess.CompletedProcess(command, 127, "", f"error: {reason}")
 
 

@@ -4,15 +4,23 @@
 // at most 2^-15 of that largest number; a BF16 number is kept exactly unless it is more than 2^7 times smaller than the
 // largest. A stretch with a number that is not finite has the scale NaN.
 //
-// Rows meet panels.h in tiles of up to eight. A tile lies stretch by stretch: sixteen times the pairs of its rows, then
-// the scales of its rows.
+// Rows meet panels.h in tiles. A tile lies stretch by stretch: sixteen times the pairs of its rows, then the scales of
+// its rows.
 #pragma once
 
 #include "panels.h"
 
 namespace seqloom {
 
-constexpr int64_t tile_rows = 8;                    // of x
+// m rows in as few tiles of at most so many rows as can be, of about the same size.
+struct Tiles {
+    int64_t m, count;
+
+    Tiles(int64_t m, int64_t most) : m(m), count((m + most - 1) / most) {}
+    int64_t first(int64_t tile) const { return m * tile / count; }
+    int64_t of(int64_t row) const { return ((row + 1) * count - 1) / m; }
+};
+
 constexpr int64_t stretch_words = stretch / 2 + 1;  // of a row
 
 namespace fixed_point_parts {
@@ -51,11 +59,11 @@ float fix(const T* x, int16_t (&to)[stretch]) {
 
 }  // namespace fixed_point_parts
 
-// Row i of m, where panel_rows.h looks for it; all take m words for every word of a row.
+// Row i in its tile, where integer_rows.h looks for it; all take as many words as there are rows for every word of one.
 template <class T>
-void fix_row(const T* x, int64_t i, int64_t m, int64_t k, float* to) {
-    const int64_t stretches = stretches_of(k), tile = i / tile_rows * tile_rows, apart = std::min(tile_rows, m - tile);
-    to += tile * stretches * stretch_words + (i - tile);
+void fix_row(const T* x, int64_t i, const Tiles& tiles, int64_t k, float* to) {
+    const int64_t tile = tiles.of(i), first = tiles.first(tile), apart = tiles.first(tile + 1) - first;
+    to += first * stretches_of(k) * stretch_words + (i - first);
     for (int64_t at = 0; at < k; at += stretch, to += stretch_words * apart) {
         alignas(64) int16_t codes[stretch];
         float words[stretch_words];

@@ -42,7 +42,7 @@ public:
         : k_(k), block_(gemm_parts::inner_block(k)), blocks_((k + block_ - 1) / block_),
           apart_(gemm_parts::up(cut.columns, gemm_parts::kColumns) * block_ + 16),
           data_(static_cast<float*>(scratch(cut.across * blocks_ * apart_ * sizeof(float), slot_packed))) {
-        parallel_for(cut.across * blocks_, threads, [=, this](int64_t task) {
+        parallel_for(cut.across * blocks_, threads, [=](int64_t task) {
             const int64_t j = task / blocks_ * cut.columns, p = task % blocks_ * block_;
             const Strided<B> corner{b.data + p * b.row + j * b.column, b.column, b.row};
             gemm_parts::pack<gemm_parts::kColumns>(corner, std::min(cut.columns, n - j), std::min(block_, k_ - p),

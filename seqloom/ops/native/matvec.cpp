@@ -7,17 +7,28 @@
 namespace seqloom {
 namespace {
 
-constexpr int64_t task_numbers = 1 << 17;  // of weights: long streams, and enough tasks for some threads
-constexpr int64_t of_streams = 24;         // rows of w, which fill panels of 8 and streams by 3 and by 4
-constexpr int64_t most_rows = 512;         // arranged at a time
+constexpr int64_t task_numbers = 1 << 17;   // of weights: long streams, and enough tasks for some threads
+constexpr int64_t worth_threads = 1 << 15;  // of weights
+constexpr int64_t of_streams = 24;          // rows of w, which fill streams by 3 and by 4
+constexpr int64_t of_panels = 16;           // rows of w, which fill two panels
+constexpr int64_t arranged_numbers = 1 << 13;  // of x, by one task
+constexpr int64_t most_rows = 512;          // arranged at a time
+
+// Rows of w for a task that reads them while few rows of x wait: as many for every task, none much smaller.
+int64_t even_share(int64_t n, int64_t k, int64_t multiple, int threads) {
+    const int64_t least = n * k > worth_threads ? 2 * threads : 1;
+    const int64_t tasks = std::max((n * k + task_numbers - 1) / task_numbers, least);
+    return std::max<int64_t>((n + tasks * multiple - 1) / (tasks * multiple), 1) * multiple;
+}
 
 // x [m, k] and y [m, n] are contiguous.
 template <class T>
 void product(const T* x, const Matrix& matrix, T* y, int64_t m, int64_t n, int64_t k, int64_t ldw, int32_t threads) {
     with_weights<T>(matrix, k, ldw, [&](auto format, const auto& w) {
         using Weights = decltype(format);
-        const int64_t share_of_rows = 16, reading = task_numbers / std::max<int64_t>(k, 1);
-        const int64_t share = m > few<Weights> ? block_of_w : (reading / of_streams + 1) * of_streams;
+        const int64_t share_of_rows = std::max<int64_t>(arranged_numbers / std::max<int64_t>(k, 1), 1);
+        const int64_t share = m > few<Weights> ? block_of_w
+                                               : even_share(n, k, in_panels<Weights> ? of_panels : of_streams, threads);
         const float by = matrix.multiplier;
         for (int64_t first_row = 0; first_row < m; first_row += most_rows) {
             const int64_t rows = std::min(most_rows, m - first_row);

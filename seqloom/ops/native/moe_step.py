@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqloom.ops.native.call import FLAG, NUMBER, POINTER, SIZE, THREADS, kernel, suffix, threads
 from seqloom.ops.native.matrix import Weight, stack
-from seqloom.ops.native.step import LAYER, LayerWeights, tokens
+from seqloom.ops.native.step import LAYER, LayerWeights, held, tokens
 
 Rule = tuple[int, int, int, int, bool, float]
 """How a router chooses: experts, top-k, groups, best groups, whether weights sum to 1, and what scales them then."""
@@ -38,7 +38,7 @@ class MoeWeights(LayerWeights):
         down: Weight,
     ) -> None:
         super().__init__(gain, eps, *single)
-        self._read += up, down
+        self._read += held(up), held(down)
         _, expert_width, inner_width = up.shape
         sizes = len(single) > 3, inner_width, expert_width, single[1].shape[0]
         self.of_experts = stack(up), stack(down), *sizes, self.read(bias, bias.float())

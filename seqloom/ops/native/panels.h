@@ -37,9 +37,11 @@ struct Panels {
         : codes(static_cast<const uint8_t*>(codes)),
           scales(static_cast<const uint8_t*>(scales)),
           stretches(stretches_of(k)) {}
+    int64_t panel_codes() const { return stretches * (stretch / Weights::group * 32); }  // bytes of one panel
+    int64_t panel_scales() const { return stretches * (stretch / Weights::block * Weights::scale_bytes); }
     void skip(int64_t rows) {  // whole panels of them
-        codes += rows / panel_rows * stretches * (stretch / Weights::group * 32);
-        scales += rows / panel_rows * stretches * (stretch / Weights::block * Weights::scale_bytes);
+        codes += rows / panel_rows * panel_codes();
+        scales += rows / panel_rows * panel_scales();
     }
 };
 
@@ -63,11 +65,12 @@ inline Lanes halves_to_floats(const uint16_t (&halves)[8]) {
 }
 
 // A format: numbers of a word, numbers of a scale, bytes of eight scales, and what a product of codes and scales as
-// they are read has to be multiplied with. `pairs` gives numbers 2 i and 2 i + 1 of every word.
+// they are read has to be multiplied with; how many rows of x at most meet a panel, and two panels, while codes are in
+// registers (measured). `pairs` gives numbers 2 i and 2 i + 1 of every word.
 
 struct Int8 {
     using Rows = Panels<Int8>;
-    static constexpr int group = 4, block = 32, scale_bytes = 16;
+    static constexpr int group = 4, block = 32, scale_bytes = 16, tile_rows = 4, rows_of_two = 4;
     static constexpr float unit = 1;
 
     [[gnu::always_inline]] static Words pairs(const uint8_t* codes, int i) {
@@ -86,7 +89,7 @@ struct Int8 {
 // 2^-8, since the same bits are an FP16 number so much smaller, but for NaN, which no matrix holds.
 struct Nvfp4 {
     using Rows = Panels<Nvfp4>;
-    static constexpr int group = 8, block = 16, scale_bytes = 8;
+    static constexpr int group = 8, block = 16, scale_bytes = 8, tile_rows = 8, rows_of_two = 2;
     static constexpr float unit = 0.5f;
 
     [[gnu::always_inline]] static Words pairs(const uint8_t* codes, int i) {

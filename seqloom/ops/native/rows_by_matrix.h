@@ -10,11 +10,11 @@
 namespace seqloom {
 
 template <class Weights>
-constexpr bool in_panels = false;
+inline constexpr bool in_panels = false;
 template <>
-constexpr bool in_panels<Int8> = true;
+inline constexpr bool in_panels<Int8> = true;
 template <>
-constexpr bool in_panels<Nvfp4> = true;
+inline constexpr bool in_panels<Nvfp4> = true;
 
 // Rows that are multiplied while w is read; with more it costs less to unpack w once. Measured.
 template <class Weights>
@@ -47,7 +47,7 @@ int64_t width_of_row(int64_t k) {
 // Row i of m rows of x, in the order of `Weights`, in m times `width_of_row` words.
 template <class Weights, class T>
 void arrange_row(const T* x, int64_t i, int64_t m, int64_t k, float* to) {
-    if constexpr (in_panels<Weights>) fix_row(x, i, m, k, to);
+    if constexpr (in_panels<Weights>) fix_row(x, i, {m, Weights::tile_rows}, k, to);
     else arrange<Weights>(x, k, to + i * arranged_width<Weights>(k));
 }
 

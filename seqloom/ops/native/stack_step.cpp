@@ -1,6 +1,11 @@
 // All layers of a model for a few tokens of generation and the norm behind them, in one call: every layer is the call of
-// its own file, so the bits are the same. One after the other from outside, threads would fall asleep in between.
+// its own file, so the bits are the same. One after the other from outside, threads would fall asleep in between. And the
+// whole step, from token ids to the choice of the next ones: rows of the table of embeddings in front, the output head
+// and token_draw.h behind.
+#include <algorithm>
+
 #include "step.h"
+#include "token_draw.h"
 
 namespace seqloom {
 namespace {
@@ -41,8 +46,25 @@ struct StackedLayer {
 struct Rows {
     int64_t batch, tokens, width, first, table_width;
     const int32_t* tables;
-    const int64_t* lengths;
+    int64_t* lengths;
     int32_t guessed, threads;
+};
+
+// What is around the layers.
+struct Ends {
+    const void* embeddings;  // [vocabulary, width]
+    const Matrix* head;      // [vocabulary, width]
+    int64_t vocabulary;
+    int32_t narrow;  // embeddings are in BF16
+};
+
+// The tokens of a step [batch, tokens], and what becomes of them; keys and choices are those of all steps of a call.
+struct Choices {
+    const int64_t* tokens;
+    const Race* races;     // of every row; a sharpness below 0 leaves the choice to others
+    const uint64_t* keys;  // of every token's race
+    float* logits;         // [batch, tokens, vocabulary]; null if nobody else needs them
+    int64_t* chosen;
 };
 
 template <class E>
@@ -103,6 +125,8 @@ void step(const E* x, E* y, const StackedLayer& layer, const Rows& of) {
     }
 }
 
+constexpr int slot_x = 16, slot_logits = 17;
+
 template <class E>
 void steps(const E* x, E* y, E* between, const StackedLayer* layers, int64_t count, const float* gain, float eps,
            const Rows& of) {
@@ -113,6 +137,46 @@ void steps(const E* x, E* y, E* between, const StackedLayer* layers, int64_t cou
         x = to;
     }
     Kernels<E>::rms_norm(x, of.width, gain, eps, y, room<float>(8, rows), rows, of.width, of.threads);
+}
+
+// A token that could not be chosen is the first one.
+template <class V, class E>
+void embed(const void* table, const int64_t* tokens, int64_t count, int64_t width, E* x) {
+    for (int64_t t = 0; t < count; ++t) {
+        const V* from = static_cast<const V*>(table) + std::max<int64_t>(tokens[t], 0) * width;
+        each_vector(width, [&](int64_t i, auto lanes) { store(x + t * width + i, load(from + i, lanes), lanes); });
+    }
+}
+
+template <class E>
+void whole_steps(const StackedLayer* layers, int64_t count, const float* gain, float eps, const Rows& of,
+                 const Ends& ends, const Choices& to, int64_t times, E* hidden) {
+    constexpr bool wide = sizeof(E) == sizeof(float);
+    const int64_t places = of.batch * of.tokens, numbers = places * of.width, V = ends.vocabulary;
+    E* x = room<E>(slot_x, 3 * numbers + (wide ? 0 : places * V));
+    float* logits = to.logits ? to.logits : room<float>(slot_logits, places * V);
+    E* stored = wide ? reinterpret_cast<E*>(logits) : x + 3 * numbers;
+    const int64_t* tokens = to.tokens;
+    const uint64_t* keys = to.keys;
+    int64_t* chosen = to.chosen;
+    for (int64_t time = 0; time < times; ++time) {
+        if (time > 0 && of.lengths)
+            for (int64_t b = 0; b < of.batch; ++b) of.lengths[b] += of.tokens;
+        (ends.narrow ? embed<bf16, E> : embed<float, E>)(ends.embeddings, tokens, places, of.width, x);
+        steps(x, hidden, x + numbers, layers, count, gain, eps, of);
+        Kernels<E>::matvec(hidden, ends.head, stored, places, V, of.width, of.width, of.threads);
+        parallel_for(places, of.threads, [&](int64_t place) {
+            float* to_choose = logits + place * V;
+            if (!wide)
+                each_vector(V, [&](int64_t i, auto lanes) {
+                    store(to_choose + i, load(stored + place * V + i, lanes), lanes);
+                });
+            const Race& race = to.races[place / of.tokens];
+            if (race.sharpness >= 0) chosen[place] = seqloom_token_choice(to_choose, V, &race, keys[place]);
+        });
+        tokens = chosen;
+        chosen += places, keys += places, hidden += numbers;
+    }
 }
 
 }  // namespace
@@ -127,3 +191,14 @@ void steps(const E* x, E* y, E* between, const StackedLayer* layers, int64_t cou
 
 SEQLOOM_STACK_STEP(float, f32)
 SEQLOOM_STACK_STEP(bf16, bf16)
+
+// So many steps, each fed the tokens that the one before chose; `hidden` is [times, rows, width].
+#define SEQLOOM_WHOLE_STEPS(E, NAME)                                                                                  \
+    extern "C" void seqloom_whole_steps_##NAME(const seqloom::StackedLayer* layers, int64_t count, const float* gain, \
+                                               float eps, const seqloom::Rows* of, const seqloom::Ends* ends,         \
+                                               const seqloom::Choices* to, int64_t times, E* hidden) {                \
+        seqloom::whole_steps(layers, count, gain, eps, *of, *ends, *to, times, hidden);                               \
+    }
+
+SEQLOOM_WHOLE_STEPS(float, f32)
+SEQLOOM_WHOLE_STEPS(bf16, bf16)

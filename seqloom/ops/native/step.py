@@ -42,14 +42,14 @@ class LayerWeights:
 
     def __init__(self, gain: Float[Tensor, "D"], eps: float, *weights: Weight) -> None:
         self.copied: list[Tensor] = []
-        self._read: list[Any] = [*weights]  # what the C functions are pointed to lives as long as this
+        self._read: list[Any] = [*map(held, weights)]  # what the C functions are pointed to lives as long as this
         self.told = self.read(gain, gain.float()), eps, matrices(*weights)
 
     def read(self, parameter: Tensor, numbers: Tensor) -> int:
         """Where numbers lie that stand for a parameter."""
         if numbers.data_ptr() != parameter.data_ptr():
             self.copied.append(parameter)
-        self._read.append(numbers)
+        self._read.append(held(numbers))
         return numbers.data_ptr()
 
 
@@ -98,6 +98,32 @@ class AttentionWeights(LayerWeights):
     ) -> None:
         super().__init__(gain, eps, *projections)
         self.heads, self.scale = heads, scale
+
+
+def held(weight: Weight) -> Weight:
+    """The numbers of a weight, which stay although it may be given others."""
+    return weight.detach() if isinstance(weight, Tensor) else weight
+
+
+class _Kept(ctypes.Structure):
+    _fields_ = (("now", POINTER), ("before", POINTER), ("bytes", SIZE))
+
+
+class Kept:
+    """The numbers of tensors in memory of the CPU, as they are when this is made; tensors must stay where they are."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._before = [ctypes.create_string_buffer(ctypes.string_at(each.data_ptr(), each.nbytes)) for each in tensors]
+        parts = zip(tensors, self._before, strict=True)
+        self._parts = (_Kept * len(tensors))(
+            *(_Kept(each.data_ptr(), ctypes.addressof(before), each.nbytes) for each, before in parts)
+        )
+
+    def unchanged(self) -> bool:
+        """Whether they are the same now."""
+        same = ctypes.c_int32()
+        kernel("as_kept", POINTER, SIZE, POINTER)(self._parts, len(self._parts), ctypes.byref(same))
+        return bool(same.value)
 
 
 def mixing(

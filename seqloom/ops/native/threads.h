@@ -29,9 +29,10 @@ void parallel_for(int64_t tasks, int threads, F&& task) {
 }
 
 // Memory of the calling thread, aligned to 64 bytes, its content undefined at every call. It stays valid until the same
-// thread asks for more of the same slot. Slots 0 to 3 belong to gemm.h, 4 to 15 to the op that runs.
+// thread asks for more of the same slot. Slots 0 to 3 belong to gemm.h, 4 to 15 to the op that runs, the others to what
+// calls one op after the other.
 void* scratch(size_t bytes, int slot);
 
-constexpr int scratch_slots = 16;
+constexpr int scratch_slots = 20;
 
 }  // namespace seqloom

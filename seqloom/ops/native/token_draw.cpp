@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "softmax.h"
+#include "token_draw.h"
 
 namespace seqloom {
 namespace {
@@ -98,6 +100,26 @@ Token crossing(std::vector<Token>* tokens, float top, double wanted) {
     return *begin;
 }
 
+// The first of the tokens with the largest logit; -1 if that is not finite, or one is NaN.
+int64_t likeliest(const float* logits, int64_t count) {
+    vf top = broadcast(-INFINITY);
+    vi ordered = top == top;
+    each_vector(count, [&](int64_t i, auto lanes) {
+        vf x = load(logits + i, lanes);
+        if constexpr (std::is_same_v<decltype(lanes), Part>) x = first_lanes(lanes.count) ? x : top;
+        ordered &= x == x;
+        top = max(x, top);
+    });
+    for (int lane = 0; lane < W; ++lane)
+        if (!ordered[lane]) return -1;
+    const float most = max(top);
+    if (!std::isfinite(most)) return -1;
+    int64_t i = 0;
+    while (i + block <= count && largest(logits + i, block) < most) i += block;
+    while (logits[i] != most) ++i;
+    return i;
+}
+
 // SplitMix64.
 uint64_t mixed(uint64_t z) {
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -179,4 +201,22 @@ extern "C" void seqloom_token_race(const float* logits, int64_t count, float top
         const int64_t n = std::min<int64_t>(W, count - i);
         for (int64_t lane = 0; lane < n; ++lane) compete(i + lane, bounds[lane]);
     });
+}
+
+extern "C" int64_t seqloom_token_choice(const float* logits, int64_t count, const seqloom::Race* race, uint64_t key) {
+    const int64_t likeliest = seqloom::likeliest(logits, count);
+    if (likeliest < 0 || race->sharpness == 0) return likeliest;
+    const float top = logits[likeliest];
+    const int64_t k = race->k < count ? race->k : 0;
+    float least = -INFINITY;
+    int64_t last = int64_t(1) << 31, winner = -1;  // more than any id
+    if (k || race->share < 1)
+        seqloom_token_cut(logits, count, top, float(race->sharpness), k, race->share, &least, &last);
+    const double floor = race->floor > 0 ? top + std::log(race->floor) / race->sharpness : -INFINITY;
+    if (floor > least) {
+        least = float(floor);
+        last = int64_t(1) << 31;
+    }
+    seqloom_token_race(logits, count, top, race->sharpness, least, last, key, &winner);
+    return winner;
 }

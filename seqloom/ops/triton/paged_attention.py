@@ -19,10 +19,13 @@ from torch import Tensor
 
 from seqloom.ops.triton.tiles import dot, launch, power_of_two, precision, unit_stride
 
-_MOST_QUERIES, _MOST_BYTES = 128, 2**16
-"""Tokens times heads that share a key-value head, since more are a prompt; and of a page's keys, for shared memory."""
+_MOST_QUERIES, _MOST_BYTES = 128, 2**15
+"""Tokens times heads that share a key-value head, since more are a prompt; and of a page's keys: keys and values, three
+copies of each in FP32, lie in shared memory."""
 
 _PROGRAMS, _MOST_RUNS = 256, 32
+_A_WARP = 2**12
+"""Scores and sums that the registers of a warp hold besides all else."""
 
 
 def serves(q: Float[Tensor, "B H T K"], keys: Float[Tensor, "N G K S"]) -> bool:
@@ -45,12 +48,13 @@ def paged_attention_triton(
     queries, width = H // G * T, power_of_two(K)
     runs = min(_MOST_RUNS, max(1, _PROGRAMS // (B * G)))
     q, tables, rows = unit_stride(q), unit_stride(tables), power_of_two(queries)
+    warps = min(16, power_of_two(-(-rows * (S + width) // _A_WARP), 4))
     sums = torch.empty(B, G, runs, rows, width, device=q.device)
     largest, total = (torch.empty(B, G, runs, rows, device=q.device) for _ in range(2))
     launch(
         _attend, (B * G, runs), q, keys, values, tables, lengths, sums, largest, total, scale,
         *q.stride()[:3], tables.stride(0),
-        G=G, T=T, QUERIES=queries, K=K, S=S, RUNS=runs, BQ=rows, BK=width, PRECISION=precision(q.dtype), warps=4,
+        G=G, T=T, QUERIES=queries, K=K, S=S, RUNS=runs, BQ=rows, BK=width, PRECISION=precision(q.dtype), warps=warps,
     )  # fmt: skip
     share = (largest - largest.amax(2, keepdim=True)).exp()
     y = (sums * share[..., None]).sum(2) / (total * share).sum(2)[..., None]

@@ -17,6 +17,14 @@ from seqloom.ops.triton.tiles import launch, power_of_two, precision, unit_strid
 _PROGRAMS = 256
 """Enough programs to fill a large GPU; where pieces and groups are fewer, the heads of a group are divided."""
 
+_MOST_BYTES = 2**16
+"""Of a head's state: tiles with all of it, three copies of each in FP32, lie in shared memory."""
+
+
+def serves(x: Float[Tensor, "B T H P"], b: Float[Tensor, "B T G N"]) -> bool:
+    """Whether heads and states are narrow enough."""
+    return power_of_two(x.shape[3]) * power_of_two(b.shape[3]) * x.itemsize <= _MOST_BYTES
+
 
 def ssd_triton(
     x: Float[Tensor, "B T H P"],

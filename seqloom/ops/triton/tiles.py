@@ -29,7 +29,8 @@ def precision(dtype: torch.dtype) -> str:
     """How tiles of this dtype are multiplied."""
     if dtype != torch.float32:
         return "ieee"  # exact products, in FP32 sums
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    # `allow_tf32` raises where somebody has set the newer name; this one follows both.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warps: int, stages: int = 1, **constants: Any) -> None:

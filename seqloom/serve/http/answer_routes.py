@@ -5,6 +5,7 @@ without end) is an error of the client like any other. Work that takes time is d
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ from seqloom.serve.http.guard import Message, Receive, Send, error_body, respond
 from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.prepared import Defaults, Prepared
 from seqloom.serve.http.protocol import ChatBody, CompletionBody, DetokenizeBody, StreamOptions, TokenizeBody
-from seqloom.serve.http.responses_body import ResponsesBody, as_chat
+from seqloom.serve.http.responses_body import InputTokensBody, ResponsesBody, as_chat
 from seqloom.serve.http.responses_writers import ResponseWriter
 from seqloom.serve.http.updates import Answers
 
@@ -38,15 +39,20 @@ B = TypeVar("B", bound=BaseModel)
 _THREADS = 4
 _CHOICES = ("NamedChoice", "AllowedChoice", "FlatChoice", "FlatAllowed")
 _BRANCHES = ("str", "int", "float", "bool", "constrained-str", *_CHOICES)
+_WORDS = {"extra_forbidden": "is not known here", "none_required": "cannot be used here; leave it out"}
+"""In place of pydantic's, by the kind of its error."""
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
     "/v1/responses": ResponsesBody,
+    "/v1/responses/input_tokens": InputTokensBody,
     "/tokenize": TokenizeBody,
     "/detokenize": DetokenizeBody,
 }
 """What each of the routes reads."""
+ANSWERED = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+"""Those that the engine has to do with."""
 
 
 class AnswerRoutes:
@@ -62,6 +68,7 @@ class AnswerRoutes:
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._complete,
             "/v1/responses": self._respond,
+            "/v1/responses/input_tokens": self._count,
             "/tokenize": self._tokenize,
             "/detokenize": self._detokenize,
         }
@@ -75,7 +82,7 @@ class AnswerRoutes:
             if scope["method"] != "POST":
                 await respond(send, 405, error_body(405, "Method Not Allowed"), {"allow": "POST"})
                 return
-            if path.startswith("/v1/"):
+            if path in ANSWERED:
                 self._engine.check_room()
             if (data := await _whole(receive)) is None:
                 return
@@ -111,13 +118,21 @@ class AnswerRoutes:
         texts = Texts(self._model, body, prepared)
         if not body.stream:
             return answers, CompletionWhole(texts)
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        return answers, CompletionStream(texts, with_usage=usage)
+        asked = body.stream_options or StreamOptions()
+        return answers, CompletionStream(
+            texts, with_usage=asked.include_usage, usage_so_far=asked.continuous_usage_stats
+        )
 
     async def _respond(self, body: ResponsesBody) -> tuple[Answers, Writer]:
         prepared, answers = await self._begin(as_chat(body), 1, prepare_chat)
         (choice,) = prepared.choices()
         return answers, ResponseWriter(self._model, body, choice, stream=bool(body.stream))
+
+    async def _count(self, body: ResponsesBody) -> dict[str, Any]:
+        """A prompt may be counted that is too long to be answered."""
+        self._model.check_name(body.model)
+        prepared = await self._in_thread(prepare_chat, as_chat(body), self._model, sys.maxsize, self._defaults)
+        return {"object": "response.input_tokens", "input_tokens": len(prepared.requests[0]["prompt"])}
 
     async def _tokenize(self, body: TokenizeBody) -> dict[str, Any]:
         self._model.check_name(body.model)
@@ -189,9 +204,18 @@ def _wrong(error: ValidationError) -> tuple[str, str]:
     """The first wrong field and what it should be; of several types that it may have, those that come nearest."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     places = [[str(part) for part in each["loc"] if not _is_branch(part)] for each in found]
-    field = [place for place in places if place[:1] == places[0][:1]]
-    nearest = max(field, key=len)
-    said = {each["msg"]: None for each, place in zip(found, places, strict=True) if place == nearest}
+    telling = [
+        place
+        for each, place in zip(found, places, strict=True)
+        if each["type"] == "too_long" or (place[-1:] == ["type"] and len(place) == len(each["loc"]))
+    ]  # too many of what one branch reads; a kind that is unknown, whose other fields are another's
+    field = [place for place in telling or places if place[:1] == places[0][:1]]
+    nearest = max(field or places, key=len)
+    said = {
+        _WORDS.get(each["type"], each["msg"]): None
+        for each, place in zip(found, places, strict=True)
+        if place == nearest
+    }
     return ".".join(nearest), ", or ".join(said)
 
 

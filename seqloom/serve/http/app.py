@@ -1,6 +1,6 @@
 """The application: OpenAI's API and what watches over it.
 
-    POST /v1/chat/completions  /v1/completions  /v1/responses     GET /v1/models
+    POST /v1/chat/completions  /v1/completions  /v1/responses  /v1/responses/input_tokens     GET /v1/models
     POST /tokenize  /detokenize     GET /health  /ready  /metrics  /openapi.json     GET /  the chat page
 
 From outside to inside: the guard, the routes that answer (`answer_routes`), and FastAPI for all else. The first two

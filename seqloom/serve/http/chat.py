@@ -15,9 +15,8 @@ from seqloom.serve.http.errors import RefusedError, bad
 from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.prepared import Defaults, Prepared
 from seqloom.serve.http.protocol import AllowedChoice, ChatBody, NamedChoice
-from seqloom.serve.marks import marks_of
 
-EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None}
+EFFORTS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096, "high": None, "xhigh": None, "max": None}
 """Budgets of thinking tokens; None has no limit."""
 
 
@@ -59,7 +58,7 @@ def prepare_chat(
     if text is None:
         text = model.render(body.messages, tools, options, thinking=thinking)
     prompt = model.tokenizer.encode(text, specials=True)
-    marks = marks_of(model.template.source if model.template else "", text, tools=bool(tools))
+    marks = model.marks(text, tools=bool(tools))
     if marks.think_close is None:
         budget = None  # a model that does not think needs no limit
     if body.top_logprobs is not None and not body.logprobs:

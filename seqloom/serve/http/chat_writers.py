@@ -8,7 +8,6 @@ All but the text of an event is encoded once for the whole stream.
 
 import json
 import time
-from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from seqloom.serve.http.answers import Choice, new_id, token_logprobs, usage
@@ -17,6 +16,8 @@ from seqloom.serve.http.model import ServedModel
 from seqloom.serve.http.updates import Update
 
 DONE = b"data: [DONE]\n\n"
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class ChatWhole:
@@ -121,7 +122,3 @@ def _head(model: ServedModel, kind: str) -> dict[str, Any]:
         "id": new_id("chatcmpl"), "object": kind, "created": int(time.time()), "model": model.name,
         "system_fingerprint": model.fingerprint,
     }  # fmt: skip
-
-
-def _json(value: Any) -> str:
-    return encode_basestring_ascii(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -46,13 +46,14 @@ def prepare_completion(body: CompletionBody, model: ServedModel, capacity: int, 
         raise bad("best_of: only as many answers as n can be made", "best_of")
     if body.max_tokens == 0 and not body.echo:
         raise bad("max_tokens: 0 leaves nothing to answer without echo", "max_tokens")
+    progress = bool(body.stream_options and body.stream_options.continuous_usage_stats)
     requests = []
     for prompt in prompts_of(body):
         ids = model.encode(prompt) if isinstance(prompt, str) else prompt
         most = 1 if body.max_tokens == 0 else length(len(ids), body.max_tokens, capacity, defaults, "prompt")
         settings = sampling(body, most, **completion_logprobs(body))
         requests += [
-            {"prompt": ids, "sampling": each, "draft": defaults.draft_tokens, "marks": None, "progress": False}
+            {"prompt": ids, "sampling": each, "draft": defaults.draft_tokens, "marks": None, "progress": progress}
             for each in choices(settings, body.n or 1)
         ]
     return Prepared(requests=requests)
@@ -168,8 +169,8 @@ class CompletionStream:
 
     media_type = "text/event-stream"
 
-    def __init__(self, texts: Texts, *, with_usage: bool) -> None:
-        self._texts, self._with_usage = texts, with_usage
+    def __init__(self, texts: Texts, *, with_usage: bool, usage_so_far: bool) -> None:
+        self._texts, self._with_usage, self._usage_so_far = texts, with_usage, usage_so_far
         self._head = "data: " + json.dumps(texts.head())[:-1] + ', "choices": ['
         self._tail = '], "usage": null}\n\n' if with_usage else "]}\n\n"
         self._begun: set[int] = set()
@@ -187,7 +188,8 @@ class CompletionStream:
         likely = "null" if logprobs is None else json.dumps(logprobs)
         end = "null" if finish is None else f'"{finish}"'
         shown = f'"text": {encode_basestring_ascii(text)}, "logprobs": {likely}, "finish_reason": {end}'
-        return f'{self._head}{{"index": {choice}, {shown}}}{self._tail}'.encode()
+        tail = f'], "usage": {json.dumps(self._texts.usage())}}}\n\n' if self._usage_so_far else self._tail
+        return f'{self._head}{{"index": {choice}, {shown}}}{tail}'.encode()
 
     def end(self) -> bytes:
         usage = f'{self._head}], "usage": {json.dumps(self._texts.usage())}}}\n\n' if self._with_usage else ""

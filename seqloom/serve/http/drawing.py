@@ -1,6 +1,7 @@
 """From the fields of a request to the settings that the engine draws by."""
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from seqloom.core.errors import ConfigError
@@ -28,7 +29,7 @@ def sampling(body: Drawing, max_tokens: int, stop_tokens: tuple[int, ...] = (), 
     if body.top_p == 0:
         fields["top_p"] = 1e-9  # the most likely token alone
     try:
-        found = Sampling(
+        found = _checked(
             **fields,
             max_tokens=max(max_tokens, 1),
             top_k=max(body.top_k or 0, 0),
@@ -37,14 +38,25 @@ def sampling(body: Drawing, max_tokens: int, stop_tokens: tuple[int, ...] = (), 
             stop_token_ids=(*stop_tokens, *(body.stop_token_ids or ())),
             logit_bias=tuple((_token(name), bias) for name, bias in (body.logit_bias or {}).items()),
         )
-        if found.grammar is not None:
-            from seqloom.serve.constraints import check_grammar
-
-            check_grammar(found.grammar)
     except ConfigError as error:
         raise bad(str(error)) from None
     settings = dict(vars(found))
     return settings if found.grammar is None else {**settings, "grammar": dict(vars(found.grammar))}
+
+
+@lru_cache(64)
+def _checked(**settings: Any) -> Sampling:
+    """Settings that can be used; most requests have those of another before them.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    found = Sampling(**settings)
+    if found.grammar is not None:
+        from seqloom.serve.constraints import check_grammar
+
+        check_grammar(found.grammar)
+    return found
 
 
 def choices(settings: Settings, count: int) -> list[Settings]:

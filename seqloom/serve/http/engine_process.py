@@ -17,7 +17,7 @@ from typing import Any
 from seqloom.core.errors import ConfigError
 from seqloom.serve.http.engine_pipe import EnginePipe, Spare
 from seqloom.serve.http.errors import RefusedError
-from seqloom.serve.http.metrics import Metrics
+from seqloom.serve.http.metrics import End, Metrics
 from seqloom.serve.http.room import Room
 from seqloom.serve.http.updates import Answers, Update
 
@@ -235,14 +235,8 @@ class EngineProcess:
         running, now = self._running.pop(identity), time.monotonic()
         running.answers.running.discard(identity)
         self._room.leave()
-        metrics = self.metrics
-        metrics.requests.labels(outcome).inc()
-        metrics.duration.observe(now - running.began)
-        if usage and running.first_token:
-            metrics.prompt_tokens.inc(usage["prompt_tokens"])
-            metrics.first_token.observe(running.first_token - running.began)
-            if (further := usage["completion_tokens"] - 1) > 0:
-                metrics.per_token.observe((now - running.first_token) / further)
+        first = running.first_token - running.began if running.first_token else None
+        self.metrics.on_end(End(outcome, now - running.began, first, usage))
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._pipe is not None

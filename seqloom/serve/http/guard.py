@@ -2,12 +2,16 @@
 
 Without a key a server answers to names of this machine alone and to no page of another origin, so nothing in a browser
 reaches it through a name of its own. With one, every path but a watchdog's asks for it. A body may be neither longer
-nor slower than allowed; a connection that sends no request, or takes no answer, is closed.
+nor slower than allowed; a connection that sends no request, or takes no answer, is closed. Every answer has an
+`x-request-id`: the client's own if it sent one, so that both sides' notes can be laid together.
 """
 
 import asyncio
 import hmac
+import itertools
 import json
+import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
@@ -22,6 +26,9 @@ SLOWEST = 1024
 """Bytes a second of a body, after the first `idle_seconds`."""
 
 _NO_HEADERS: Mapping[str, str] = {}
+_NAME = re.compile(rb"[!-~]{1,512}")
+"""Of a request; what OpenAI's API takes."""
+_PROCESS, _REQUESTS = secrets.token_hex(8).encode(), itertools.count()
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -53,6 +60,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        send = _named(send, headers)
         given, size = headers.get(b"authorization", b""), headers.get(b"content-length", b"0")
         if self._wanted and scope["path"] not in self._open and not hmac.compare_digest(given, self._wanted):
             await _refuse(scope, send, 401, "a key is needed: Authorization: Bearer KEY")
@@ -65,6 +73,8 @@ class Guard:
         elif size.isdigit() and int(size[:20]) > self._most:
             await _refuse(scope, send, 413, f"the body is longer than {self._most:,} bytes")
         else:
+            if scope["method"] == "HEAD":  # as probes and proxies ask; what sends the answer leaves its body out
+                scope = {**scope, "method": "GET"}
             await self._app(scope, self._bounded(receive), send)
 
     def _bounded(self, receive: Receive) -> Receive:
@@ -186,6 +196,19 @@ async def respond(send: Send, status: int, body: dict[str, Any], headers: Mappin
     shown += [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": shown})
     await send({"type": "http.response.body", "body": data})
+
+
+def _named(send: Send, headers: Mapping[bytes, bytes]) -> Send:
+    """What sends an answer with the name of its request."""
+    given = headers.get(b"x-client-request-id") or headers.get(b"x-request-id") or b""
+    name = given if _NAME.fullmatch(given) else b"req_%s%x" % (_PROCESS, next(_REQUESTS))
+
+    def sending(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-request-id", name)]
+        return send(message)
+
+    return sending
 
 
 async def _refuse(scope: Message, send: Send, status: int, message: str) -> None:

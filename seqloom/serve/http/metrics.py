@@ -1,10 +1,12 @@
 """What a language-model server tells Prometheus: load, tokens, times, caches, drafting."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from seqloom.core.extras import require
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ENDS = 64
+"""Answers that are counted together."""
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 _GAUGES = {
@@ -19,6 +21,15 @@ _COUNTERS = {
     "prefix_query_tokens": "prompt tokens looked for in the cache",
     "preemptions": "requests that had to give up their memory for a while",
 }
+
+
+class End(NamedTuple):
+    """How an answer ended; times in seconds from its request on."""
+
+    outcome: str
+    seconds: float
+    first_token: float | None
+    usage: dict[str, int] | None
 
 
 class Metrics:
@@ -53,6 +64,7 @@ class Metrics:
         self._seen: dict[Any, int] = {}
         self.tokens = 0
         """Of answers, as far as they are not counted yet: a counter's lock is not taken for every one."""
+        self._ends: list[End] = []
 
     def on_statistics(self, statistics: dict[str, Any]) -> None:
         """Take over what the engine counted since it said so last."""
@@ -67,6 +79,12 @@ class Metrics:
             for place, count in enumerate(statistics[name], start=1):
                 self._advance(counters.labels(place), (name, place), count)
 
+    def on_end(self, end: End) -> None:
+        """An answer ended. It is counted with others, since at this moment a client waits for the last of it."""
+        self._ends.append(end)
+        if len(self._ends) >= _ENDS:
+            self._settle()
+
     def on_restart(self) -> None:
         """A new engine counts from nothing."""
         self.restarts.inc()
@@ -76,8 +94,20 @@ class Metrics:
         """In the text format of Prometheus."""
         self.answer_tokens.inc(self.tokens)
         self.tokens = 0
+        self._settle()
         written: bytes = self._write(self._registry)
         return written
+
+    def _settle(self) -> None:
+        ends, self._ends = self._ends, []
+        for outcome, seconds, first_token, usage in ends:
+            self.requests.labels(outcome).inc()
+            self.duration.observe(seconds)
+            if usage and first_token is not None:
+                self.prompt_tokens.inc(usage["prompt_tokens"])
+                self.first_token.observe(first_token)
+                if (further := usage["completion_tokens"] - 1) > 0:
+                    self.per_token.observe((seconds - first_token) / further)
 
     def _advance(self, counter: Any, name: Any, count: int) -> None:
         counter.inc(max(0, count - self._seen.get(name, 0)))

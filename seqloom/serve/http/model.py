@@ -1,7 +1,7 @@
 """What the front knows of the model: its tokenizer, its chat template, and how its answers are marked."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ from seqloom.data.chat_template import ChatTemplate
 from seqloom.data.tokenizer import TextTokenizer, open_tokenizer
 from seqloom.serve.http.errors import RefusedError, bad
 from seqloom.serve.http.quick_render import QuickRenderer
-from seqloom.serve.marks import marks_of
+from seqloom.serve.marks import ChannelMarks, marks_of
 from seqloom.serve.tool_calls import Form, form_of
 from seqloom.serve.vocabulary import Vocabulary
+
+_TAG = 16
+"""More characters than a tag of thinking has."""
 
 
 class ServedModel:
@@ -113,6 +116,10 @@ class ServedModel:
             return options
         return {"enable_thinking": self._thinking if thinking is None else thinking, **options}
 
+    def marks(self, text: str, *, tools: bool) -> ChannelMarks:
+        """How the answer to a rendered chat is marked."""
+        return _marks(self.template.source if self.template else "", text.rstrip()[-_TAG:], tools)
+
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for; it may be a part of a character, which is no text."""
         piece = self._vocabulary.pieces[token] if token < self.tokenizer.size else None
@@ -121,6 +128,11 @@ class ServedModel:
     def token_text(self, token: int) -> str:
         """The text of a token; special ones by their spelling."""
         return self.tokenizer.decode([token], specials=True)
+
+
+@lru_cache(64)
+def _marks(template: str, end: str, tools: bool) -> ChannelMarks:
+    return marks_of(template, end, tools=tools)
 
 
 def clean(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 A field that is not known here is refused, so no answer is silently softened. Fields that clients send and that cannot
 change an answer are accepted and without effect: `user`, `safety_identifier`, `metadata`, `prompt_cache_key`,
-`prompt_cache_retention`, `prediction` (it only speeds up), `service_tier` of "auto" or "default", `store: false`,
-`verbosity: "medium"`, `modalities: ["text"]`, `best_of` equal to `n`. Their other values are refused, as are audio,
-images, web search, `function_call`, and `suffix`. Beyond OpenAI: `top_k`, `min_p`, `repetition_penalty`, `min_tokens`,
-`ignore_eos`, `stop_token_ids`, `structured_outputs`, `thinking_tokens` (also called `max_thinking_tokens`),
-`chat_template_kwargs`.
+`prompt_cache_retention`, `prompt_cache_options`, `prediction` (it only speeds up), `service_tier` of "auto" or
+"default", `store: false`, `verbosity: "medium"`, `modalities: ["text"]`, `best_of` equal to `n`. Their other values are
+refused, as are audio, images, web search, `moderation`, `function_call`, and `suffix`. Beyond OpenAI: `top_k`, `min_p`,
+`repetition_penalty`, `min_tokens`, `ignore_eos`, `stop_token_ids`, `structured_outputs`, `thinking_tokens` (also called
+`max_thinking_tokens`), `chat_template_kwargs`.
 """
 
 from typing import Annotated, Literal
@@ -51,6 +51,13 @@ class StructuredOutputs(Body):
     choice: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
 
 
+class CacheOptions(Body):
+    """Without effect: prefixes are remembered as long as there is room."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: str | None = None
+
+
 class Drawing(Body):
     """How tokens are drawn, and when to stop; shared by both ways to ask."""
 
@@ -62,7 +69,7 @@ class Drawing(Body):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=10)] | None = None
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
@@ -77,6 +84,7 @@ class Drawing(Body):
     safety_identifier: str | None = None
     metadata: Object | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: CacheOptions | None = None
     prompt_cache_retention: str | None = None
     service_tier: Literal["auto", "default"] | None = None
 
@@ -90,7 +98,7 @@ class CompletionBody(Drawing):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: int | None = None
-    suffix: None = None
+    suffix: Literal[""] | None = None
 
 
 class JsonSchema(Body):
@@ -137,7 +145,7 @@ class AllowedChoice(Body):
     allowed_tools: AllowedTools
 
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatBody(Drawing):
@@ -161,6 +169,7 @@ class ChatBody(Drawing):
     function_call: None = None
     audio: None = None
     web_search_options: None = None
+    moderation: None = None
     prediction: Object | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: Literal["medium"] | None = None

@@ -1,7 +1,7 @@
 """Bodies of OpenAI's Responses API, and the chat that they ask for.
 
 The server keeps nothing: a conversation comes whole with every request, so what leans on a stored one is refused
-(`previous_response_id`, `conversation`, `store: true`, `background`, stored prompts), and so are tools that run at
+(`previous_response_id`, `conversation`, `store: true`, `background`, stored `prompt`), and so are tools that run at
 OpenAI; `max_tool_calls` counts only those. `include` may ask for log-probabilities, and for encrypted thoughts: these
 go out in the open, and come back so.
 """
@@ -16,6 +16,7 @@ from seqloom.serve.http.protocol import (
     AllowedChoice,
     AllowedTools,
     Body,
+    CacheOptions,
     ChatBody,
     Count,
     Effort,
@@ -60,6 +61,8 @@ class TextSettings(Body):
 
 class Reasoning(Body):
     effort: Effort | None = None
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     """Without effect: the thoughts themselves are given."""
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
@@ -100,12 +103,22 @@ class ResponsesBody(Body):
     safety_identifier: str | None = None
     metadata: Object | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: CacheOptions | None = None
     prompt_cache_retention: str | None = None
     max_tool_calls: Count | None = None
+    previous_response_id: None = None
+    conversation: None = None
+    prompt: None = None
+    context_management: None = None
+    moderation: None = None
 
     @property
     def wants_logprobs(self) -> bool:
         return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
+
+
+class InputTokensBody(ResponsesBody):
+    """POST /v1/responses/input_tokens: what the prompt of a response would take."""
 
 
 def as_chat(body: ResponsesBody) -> ChatBody:

@@ -119,6 +119,8 @@ class ResponseWriter:
         self._open = None
         item["status"] = "completed"
         if open_ == "tool_calls":
+            if not _whole(item["arguments"]):  # its text comes back in a message
+                item["status"] = "incomplete"
             done = {"arguments": item["arguments"], "name": item["name"]}
             events.append(("function_call_arguments.done", self._at(done)))
         else:
@@ -190,6 +192,15 @@ def _usage(choice: Choice) -> dict[str, Any]:
 def _part(kind: str, text: str) -> dict[str, Any]:
     more: dict[str, Any] = {"annotations": [], "logprobs": []} if kind == "output_text" else {}
     return {"type": kind, "text": text, **more}
+
+
+def _whole(arguments: str) -> bool:
+    """Whether the arguments of a call are JSON; those of one that was cut short stay open (`tool_calls`)."""
+    try:
+        json.loads(arguments)
+    except ValueError:
+        return False
+    return True
 
 
 def _id(kind: str) -> str:

@@ -1,7 +1,8 @@
 """One GGUF file of a model and its tokenizer, which llama.cpp and what is built on it open.
 
-llama.cpp knows two shapes of this family: `nemotron_h`, with MLP layers, and `nemotron_h_moe`, with experts. It tells
-the kinds of layers apart by two lists: a layer without key-value heads and without a feed-forward width is Mamba.
+llama.cpp knows two shapes of this family: `nemotron_h`, with MLP layers, and `nemotron_h_moe`, with experts, which can
+be brought to hold MLP layers as well (`gguf_mixed`). It tells the kinds of layers apart by two lists: a layer without
+key-value heads and without a feed-forward width is Mamba.
 
     ours                                    theirs
     A_log [H]                               ssm_a = -exp(A_log), [H, 1]
@@ -17,6 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,13 +26,14 @@ import torch
 from torch import Tensor
 
 from seqloom.core.checkpoint import commit
-from seqloom.core.errors import CheckpointError, ConfigError
+from seqloom.core.errors import CheckpointError
 from seqloom.core.extras import require
 from seqloom.core.progress import Progress
 from seqloom.nn.pattern import parse_pattern
-from seqloom.nn.stability import Stability
 from seqloom.systems.hybrid_lm.config import HybridConfig
 from seqloom.systems.hybrid_lm.disk_weights import DiskWeights, disk_weights
+from seqloom.systems.hybrid_lm.gguf_mixed import as_shared, idle_experts, is_mixed
+from seqloom.systems.hybrid_lm.gguf_shape import add_shape, has_block, refuse_unknown
 from seqloom.systems.hybrid_lm.gguf_tokenizer import write_tokenizer
 
 GgufFormat = Literal["keep", "bf16", "fp32", "q8_0", "q4_0"]
@@ -110,18 +113,18 @@ def write_gguf(
         raise CheckpointError(f"{into}: exists; name a new file")
     weights = disk_weights(source, verified=verified)
     config = weights.public.config
-    _refuse_unknown(config)
+    refuse_unknown(config)
     architecture = "nemotron_h_moe" if "E" in config.pattern else "nemotron_h"
     entries = list(_entries(gguf, weights, format))
     temporary = into.with_name(f".{into.name}.tmp")
     try:
         commit.make_folder(into.parent)
         writer = gguf.GGUFWriter(temporary, architecture)
-        writer.add_name(source.name)
+        writer.add_name(into.stem)
         writer.add_file_type(_file_type(gguf, entries))
         # No layer knows positions, so a length that nobody has given bounds nothing.
         writer.add_context_length(int(weights.public.carried.get("max_position_embeddings") or 1 << 20))
-        _add_shapes(writer, config)
+        add_shape(gguf, writer, config)
         remarks = write_tokenizer(gguf, writer, source, config.vocab_size)
         _write_tensors(gguf, writer, entries, progress)
         commit.sync(temporary)
@@ -134,84 +137,9 @@ def write_gguf(
     stored_as: dict[str, int] = {}
     for entry in entries:
         stored_as[entry.kind.name] = stored_as.get(entry.kind.name, 0) + _nbytes(gguf, entry)
-    if config.mtp is not None and not _has_block(config):
+    if config.mtp is not None and not has_block(config):
         remarks.append("The prediction block is left out: llama.cpp knows one of attention and experts, '*E', only.")
     return Written(architecture, len(entries), sum(stored_as.values()), stored_as, remarks)
-
-
-def _refuse_unknown(config: HybridConfig) -> None:
-    """
-    Raises:
-        ConfigError: llama.cpp would compute something else.
-    """
-    pattern = parse_pattern(config.pattern)
-    if config.stability != Stability():
-        raise ConfigError("llama.cpp knows none of the stability methods (model.stability) of this model")
-    if "-" in pattern and "E" in pattern:
-        raise ConfigError(
-            f"llama.cpp knows MLP layers or experts, not both in one model; the pattern is {config.pattern}"
-        )
-    if "M" not in pattern:
-        raise ConfigError(f"llama.cpp asks for Mamba layers in a hybrid; the pattern {config.pattern} has none")
-
-
-def _has_block(config: HybridConfig) -> bool:
-    """Whether the prediction block can be written."""
-    return config.mtp is not None and config.mtp.pattern == "*E" and "E" in config.pattern
-
-
-# Keys --------------------------------------------------------------------------------------------------------------
-
-
-def _add_shapes(writer: Any, config: HybridConfig) -> None:
-    pattern = parse_pattern(config.pattern)
-    heads = [config.attention.kv_heads if letter == "*" and config.attention else 0 for letter in pattern]
-    hidden = [_hidden(letter, config) for letter in pattern]
-    if _has_block(config):
-        assert config.attention is not None
-        heads.append(config.attention.kv_heads)
-        hidden.append(_hidden("E", config))
-        writer.add_nextn_predict_layers(1)
-    writer.add_block_count(len(heads))
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_embedding_length(config.width)
-    writer.add_feed_forward_length(hidden)
-    writer.add_head_count(config.attention.heads if config.attention else 1)
-    writer.add_head_count_kv(heads)
-    writer.add_layer_norm_eps(config.norm_eps)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    if config.attention is not None:
-        writer.add_key_length(config.attention.head_width)
-        writer.add_value_length(config.attention.head_width)
-    mamba = config.mamba
-    assert mamba is not None
-    writer.add_ssm_conv_kernel(mamba.conv_width)
-    writer.add_ssm_inner_size(mamba.heads * mamba.head_width)
-    writer.add_ssm_state_size(mamba.state_width)
-    writer.add_ssm_time_step_rank(mamba.heads)
-    writer.add_ssm_group_count(mamba.groups)
-    if (moe := config.moe) is not None and "E" in pattern:
-        writer.add_expert_count(moe.experts)
-        writer.add_expert_used_count(moe.top_k)
-        writer.add_expert_feed_forward_length(moe.expert_width)
-        writer.add_expert_shared_feed_forward_length(moe.shared_width)
-        writer.add_expert_shared_count(1)
-        writer.add_expert_weights_norm(moe.normalize_top_k)
-        writer.add_expert_weights_scale(moe.routed_scaling)
-        if moe.latent_width is not None:
-            writer.add_moe_latent_size(moe.latent_width)
-        if moe.top_groups < moe.expert_groups:  # else every group is chosen, which is as if there were none
-            writer.add_expert_group_count(moe.expert_groups)
-            writer.add_expert_group_used_count(moe.top_groups)
-
-
-def _hidden(letter: str, config: HybridConfig) -> int:
-    if letter == "-" and config.mlp is not None:
-        return config.mlp.hidden_width
-    return config.moe.expert_width if letter == "E" and config.moe is not None else 0
-
-
-# Tensors -----------------------------------------------------------------------------------------------------------
 
 
 def _entries(gguf: Any, weights: DiskWeights, format: GgufFormat) -> Iterator[Entry]:
@@ -220,7 +148,14 @@ def _entries(gguf: Any, weights: DiskWeights, format: GgufFormat) -> Iterator[En
         if (target := _target(name, config)) is None:
             continue
         shape, read = _shaped(name, weights)
+        if is_mixed(config):
+            target, shape, read = as_shared(target, shape, read, config)
         yield Entry(target, shape, _kind(gguf, target, shape, weights.dtype(name), format), read)
+    for number, letter in enumerate(parse_pattern(config.pattern)):
+        if letter == "-" and is_mixed(config):
+            for target, shape in idle_experts(config).items():
+                kind = _kind(gguf, target, shape, torch.bfloat16, format)
+                yield Entry(f"blk.{number}.{target}", shape, kind, partial(torch.zeros, shape))
 
 
 def _target(name: str, config: HybridConfig) -> str | None:
@@ -229,7 +164,7 @@ def _target(name: str, config: HybridConfig) -> str | None:
         return _AROUND[name]
     place, number, rest = re.fullmatch(r"(backbone|mtp)\.layers\.(\d+)\.(.*)", name).groups()  # type: ignore[union-attr]
     if place == "mtp":
-        if not _has_block(config):
+        if not has_block(config):
             return None
         number, inside = len(parse_pattern(config.pattern)), f"{number}.{rest}"
         if inside in _AHEAD:

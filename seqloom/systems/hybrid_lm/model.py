@@ -5,8 +5,6 @@
 Paper: Nemotron-H, section 2; Nemotron 3 Super for LatentMoE and MTP. Parameter names are those of the public files.
 """
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,15 +24,16 @@ from seqloom.nn.mamba2 import Mamba2
 from seqloom.nn.mlp import Mlp
 from seqloom.nn.moe import MoE, Router, Routing
 from seqloom.nn.mtp import MtpBlock
+from seqloom.nn.mtp_chain import Guesser
 from seqloom.nn.norm import RMSNorm
 from seqloom.nn.packed import PackedLinear
 from seqloom.nn.pattern import parse_pattern
 from seqloom.nn.stack_step import few_tokens_of_rows
 from seqloom.nn.state_formats import AS_COMPUTED, StateFormats
 from seqloom.nn.stores import Room
+from seqloom.nn.whole_step import Steps, whole_steps
 from seqloom.numerics.place import used_again
 from seqloom.numerics.precision import Format, dtype_of
-from seqloom.ops.linear import linear
 from seqloom.ops.recompute import recomputing
 from seqloom.systems.hybrid_lm.config import HybridConfig, LoraConfig
 
@@ -133,12 +132,27 @@ class HybridLM(nn.Module):
         """FP32 logits of a normed hidden state."""
         return self.lm_head(hidden).float()
 
-    def head_of(self, tokens: Int[Tensor, "K"]) -> Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B K"]] | None:
-        """What gives the logits of some tokens alone, with the weights of now; None of a head that has additions."""
+    def decoder(self, rows: int, tokens: int, states: States) -> Steps | None:
+        """`hidden`, `head` and the choice of tokens for rows of an engine in one call, where that can be."""
+        body, dtype = self.backbone, dtype_of(self.format)
+        return whole_steps(body.embeddings, body.layers, body.norm_f, self.lm_head, dtype, rows, tokens, states)
+
+    def head_of(self, tokens: Int[Tensor, "K"]) -> Linear | PackedLinear | None:
+        """A head of some tokens alone, with the weights of now; None of a head that has additions."""
         head: nn.Module = self.lm_head
         if isinstance(head, PackedLinear):
             return PackedLinear(head.weight.rows(tokens), head.format)
-        return partial(linear, weight=head.weight[tokens]) if type(head) is Linear else None
+        if type(head) is not Linear:
+            return None
+        part = Linear(self.config.width, len(tokens))
+        part.weight, part.format = nn.Parameter(head.weight[tokens], requires_grad=False), head.format
+        return part
+
+    def guesser(self, head: Any, tokens: Int[Tensor, "K"]) -> Guesser | None:
+        """What guesses several of the tokens of a part of the head in one call, on a CPU."""
+        if self.mtp is None or not tokens.is_cpu:
+            return None
+        return Guesser(self.mtp, self.backbone.embeddings, head, tokens)
 
     def look_ahead(
         self,

@@ -11,6 +11,7 @@ from seqloom.core.config import Ge, Gt, Interval, config
 from seqloom.core.extras import require
 from seqloom.core.rooms import model_folder
 from seqloom.nn.state_formats import KVFormat, SsmFormat
+from seqloom.serve.config import Weights
 
 
 @config
@@ -29,7 +30,7 @@ class ServerConfig:
     """Format of keys and values in the cache; none as the model has it."""
     ssm_state: SsmFormat | None = None
     """Format of Mamba states in the cache; none as the model has it."""
-    weights: Literal["as_stored", "bf16", "int8", "fp8", "nvfp4"] = "as_stored"
+    weights: Weights = "as_stored"
     """Format that the weights are kept in."""
     threads: Annotated[int, Ge(1)] | None = None
     """Cores that the engine computes on; none takes all."""

@@ -13,6 +13,13 @@ void map(const From* x, To* y, int64_t n, F&& function) {
 }
 
 extern "C" int32_t width() { return W; }
+extern "C" int32_t fuses() {  // whether the processor rounds a product and a sum once
+#if defined(__FMA__) || defined(__FP_FAST_FMAF)
+    return 1;
+#else
+    return 0;
+#endif
+}
 extern "C" void apply_exp(const float* x, float* y, int64_t n) {
     map(x, y, n, [](vf v) { return exp(v); });
 }

@@ -92,9 +92,15 @@ def ctc(dtype: torch.dtype, form: Any) -> Tensor:
 
 
 def paged_attention(dtype: torch.dtype, form: Any) -> Tensor:
-    pages, tables = torch.empty(64, 8, 128, 64, dtype=dtype), torch.zeros(4, 16, dtype=torch.int32)
-    q = torch.empty(4, 32, 3, 128, dtype=dtype)
-    return form(q, pages, pages.mT.contiguous(), tables, torch.zeros(4, dtype=torch.int64), 0.1)
+    """Few queries, then as many over as large pages as it serves."""
+    from seqloom.ops.triton.paged_attention import serves
+
+    tables, lengths = torch.zeros(4, 16, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)
+    for heads, tokens, page in ((16, 3, 64), (64, 4, 128 // dtype.itemsize * 2)):
+        q, pages = torch.empty(4, heads, tokens, 128, dtype=dtype), torch.empty(64, 2, 128, page, dtype=dtype)
+        assert serves(q, pages)
+        y = form(q, pages, pages.mT.contiguous(), tables, lengths, 0.1)
+    return y
 
 
 OPS: dict[str, tuple[Callable[[torch.dtype, Any], Tensor], str]] = {
@@ -123,6 +129,8 @@ def compile_op(op: str) -> None:
     y = make(torch.bfloat16, form)
     if y.requires_grad:
         y.backward(torch.empty_like(y))
+    if op == "paged_attention":
+        make(torch.float32, form)
     if op == "ssd":
         with torch.no_grad():  # a token in decoding
             form(

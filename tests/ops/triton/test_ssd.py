@@ -8,6 +8,7 @@ from torch import Tensor
 from seqloom.ops.ssd import ssd_reference
 from seqloom.ops.triton import ssd as module
 from seqloom.ops.triton.ssd import ssd_triton
+from seqloom.ops.triton.tiles import precision
 
 DOCUMENTS = torch.tensor([[0] * 3 + [1] * 1 + [2] * 15 + [3] * 4, [0] * 16 + [1] * 2 + [-1] * 5], dtype=torch.int32)
 
@@ -90,6 +91,23 @@ def test_a_token_continues_a_row(near):
     expected, state_after = reference(x, dt, a, b, c, state, skip, None)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(after, state_after)
+
+
+def test_heads_too_wide_for_shared_memory_are_left_to_torch():
+    x, b = torch.empty(1, 1, 1, 128), torch.empty(1, 1, 1, 256)
+    assert not module.serves(x, b)
+    assert module.serves(x.bfloat16(), b)
+    assert module.serves(x, b[..., :128])
+
+
+@pytest.mark.parametrize(("allowed", "products"), [("tf32", "tf32"), ("ieee", "tf32x3")])
+def test_products_follow_what_torch_allows_by_its_newer_name(allowed, products):
+    setting, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    try:
+        setting.fp32_precision = allowed
+        assert (precision(torch.float32), precision(torch.bfloat16)) == (products, "ieee")
+    finally:
+        setting.fp32_precision = before
 
 
 def test_no_tokens_leave_the_state():

@@ -92,6 +92,23 @@ def test_paths_and_methods(http):
         answer = http.request(method, path)
         assert answer.status_code == status
         assert answer.json()["error"]["message"]
+    told = http.request("HEAD", "/health")
+    assert (told.status_code, told.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "told"),
+    [
+        ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
+        (CHAT, {"messages": [{}], "tools": [{"type": "custom", "custom": {}}]}, "tools.0.type", "'function'"),
+        ("/v1/completions", {"prompt": ["a"] * 5000}, "prompt", "1024 items"),
+        (CHAT, {"messages": [{}], "tool_choice": {"type": "function"}}, "tool_choice.function", "required"),
+    ],
+)
+def test_the_message_names_what_is_wrong(http, path, body, param, told):
+    error = http.post(path, json=body).json()["error"]
+    assert error["param"] == param
+    assert told in error["message"]
 
 
 def test_text_and_tokens(http):
@@ -105,7 +122,7 @@ def test_text_and_tokens(http):
 
 def test_the_description_tells_every_body(http):
     openapi = http.get("/openapi.json").json()
-    for path in (CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"):
+    for path in (CHAT, "/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/tokenize", "/detokenize"):
         described = openapi["paths"][path]["post"]
         name = described["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
         assert openapi["components"]["schemas"][name]["additionalProperties"] is False

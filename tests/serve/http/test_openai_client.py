@@ -64,6 +64,8 @@ def test_a_whole_answer(client):
     assert found.usage.completion_tokens_details.accepted_prediction_tokens == 4
     assert [model.id for model in client.models.list()] == ["fake"]
     assert client.models.retrieve("fake").id == "fake"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**{**ask("SAY{a}"), "model": "gpt-9"})
 
 
 def test_events_come_in_the_order_that_strict_clients_need(client):
@@ -150,6 +152,10 @@ def test_completions(client):
     assert found.usage.prompt_tokens == 2 * 7 + 2
     streamed = client.completions.create(model="fake", prompt="COUNT{4}", stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == "1 2 3 4"
+    counted = client.completions.create(
+        model="fake", prompt="COUNT{3}", stream=True, extra_body={"stream_options": {"continuous_usage_stats": True}}
+    )
+    assert [chunk.usage.completion_tokens for chunk in counted] == [1, 2, 3, 4]
 
 
 def test_prompts_are_scored(client):
@@ -185,6 +191,46 @@ def test_responses(client):
     assert [len(one.top_logprobs) for one in scored.output[0].content[0].logprobs] == [2, 2]
     short = client.responses.create(model="fake", input="go on", max_output_tokens=2)
     assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    call = "SAY{" + CALL.format(city="Bern") + "}"
+    for most, status in ((5, "incomplete"), (99, "completed")):
+        called = client.responses.create(model="fake", input=call, tools=tools, max_output_tokens=most).output[0]
+        assert (called.type, called.status) == ("function_call", status)
+
+
+def test_the_tokens_of_an_input_are_those_of_its_answer(client):
+    asked = {
+        "model": "fake", "instructions": "Be kind.", "input": [{"role": "user", "content": "SAY{a}"}],
+        "tools": [{"type": "function", **TOOL["function"]}], "reasoning": {"effort": "none"},
+    }  # fmt: skip
+    answer = client.responses.create(**asked, previous_response_id=None)
+    assert client.responses.input_tokens.count(**asked).input_tokens == answer.usage.input_tokens
+    assert client.responses.input_tokens.count(model="fake", input="one " * 9000).input_tokens > 9000
+
+
+def test_requests_have_names(client):
+    def named(**headers):
+        found = client.chat.completions.with_raw_response.create(**ask("SAY{a}"), extra_headers=headers)
+        return found.request_id
+
+    assert named(**{"x-client-request-id": "mine/1", "x-request-id": "other"}) == "mine/1"
+    assert named(**{"x-request-id": "mine"}) == "mine"
+    own = {named(), named(**{"x-request-id": "a b"}), named(**{"x-request-id": "x" * 600})}
+    assert len(own) == 3
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("other")
+    assert all(name.startswith("req_") for name in (*own, refused.value.request_id))
+
+
+def test_what_clients_send_and_changes_nothing(client):
+    sent = {
+        "max_completion_tokens": 9, "reasoning_effort": "max", "parallel_tool_calls": True, "service_tier": "auto",
+        "store": False, "metadata": {"a": "b"}, "prediction": {"type": "content", "content": "x"},
+        "safety_identifier": "me", "prompt_cache_key": "k", "prompt_cache_options": {"mode": "implicit"},
+        "prompt_cache_retention": "24h", "verbosity": "medium", "modalities": ["text"], "audio": None,
+    }  # fmt: skip
+    assert (
+        client.chat.completions.create(**ask("SAY{<think> hm </think> a}"), **sent).choices[0].message.content == " a"
+    )
 
 
 def test_events_of_responses(client):
@@ -217,22 +263,26 @@ def test_many_at_once_with_the_client_that_waits(server):
     assert streamed == "1 2 3"
 
 
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+
+
 @pytest.mark.parametrize(
-    ("wrong", "kind"),
+    ("wrong", "named"),
     [
-        ({"model": "gpt-9"}, "NotFoundError"),
-        ({"temperature": -1}, "BadRequestError"),
-        ({"extra_body": {"n_best": 3}}, "BadRequestError"),
-        ({"max_tokens": 1 << 20}, "BadRequestError"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-            "BadRequestError",
-        ),
-        ({"tool_choice": "required"}, "BadRequestError"),
-        ({"top_logprobs": 2}, "BadRequestError"),
-        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": OTHER}}, "BadRequestError"),
+        ({"temperature": -1}, "temperature: "),
+        ({"extra_body": {"n_best": 3}}, "n_best: is not known here"),
+        ({"moderation": {"model": "m"}}, "moderation: cannot be used here; leave it out"),
+        ({"store": True}, "store: "),
+        ({"service_tier": "priority"}, "service_tier: "),
+        ({"verbosity": "low"}, "verbosity: "),
+        ({"max_tokens": 1 << 20}, "the prompt has "),
+        ({"messages": [IMAGE]}, "messages: only parts of text"),
+        ({"tool_choice": "required"}, "tool_choice: "),
+        ({"top_logprobs": 2}, "top_logprobs: "),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": OTHER}}, "tool_choice: "),
     ],
 )
-def test_what_cannot_be_is_an_error(client, wrong, kind):
-    with pytest.raises(getattr(openai, kind)):
+def test_what_cannot_be_is_an_error_that_names_it(client, wrong, named):
+    with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**{**ask("SAY{a}"), **wrong})
+    assert refused.value.body["message"].startswith(named)

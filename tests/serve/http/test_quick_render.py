@@ -1,6 +1,7 @@
 """Chats rendered without a thread: the same text as by a thread, and nothing worse when a template means harm."""
 
 import asyncio
+import subprocess
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from chat_corpus import NAMES, open_template
 from seqloom.core.errors import DataError
 from seqloom.data.chat_template import ChatTemplate
-from seqloom.serve.http.engine_pipe import EnginePipe
+from seqloom.serve.http import quick_render
 from seqloom.serve.http.quick_render import QuickRenderer
 
 CHATS: list[list[dict[str, Any]]] = [
@@ -55,18 +56,25 @@ def test_what_is_not_ordinary_goes_the_slow_way() -> None:
         None, chat[0]["content"], None,
     ]  # fmt: skip
     assert rendered(template, [chat], {"x": 1e-7}) == rendered(template, [chat], {"y": 1}) == [None]
+    assert rendered(template, [[{"role": "user", "content": "x" * (1 << 16)}], chat]) == [None, chat[0]["content"]]
+
+
+def test_a_reply_may_be_longer_than_a_pipe_holds() -> None:
+    template = ChatTemplate("{% for i in range(50) %}{{ messages[0].content }}{% endfor %}", NAMES)
+    chat = [{"role": "user", "content": "a line\n" * 1000}]
+    assert rendered(template, [chat]) == [chat[0]["content"] * 50]
 
 
 def test_a_template_that_ends_its_process_ends_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "{% set a = namespace() %}{% set a.x = a %}{{ a }}"
     asked = "{% if messages[0].content == 'harm' %}" + endless + "{% else %}well{% endif %}"
-    opened, open_pipe = [], EnginePipe.open
+    opened, start = [], subprocess.Popen
 
-    async def counted(*arguments: Any) -> EnginePipe:
+    def counted(*arguments: Any, **settings: Any) -> Any:
         opened.append(arguments)
-        return await open_pipe(*arguments)
+        return start(*arguments, **settings)
 
-    monkeypatch.setattr(EnginePipe, "open", counted)
+    monkeypatch.setattr(quick_render.subprocess, "Popen", counted)
     harm = [{"role": "user", "content": "harm"}]
     assert rendered(ChatTemplate(asked, NAMES), [CHATS[0], harm, CHATS[0], harm]) == ["well", None, None, None]
     assert len(opened) == 1

@@ -265,12 +265,12 @@ print(_kilobytes(status, "VmHWM") - before)
 def test_a_folder_many_times_larger_than_the_memory_it_takes(source, tmp_path):
     config = HybridConfig(
         pattern="ME*-",
-        vocab_size=20_000,
+        vocab_size=10_000,
         width=1024,
         mamba=MambaConfig(heads=16, head_width=64, state_width=64, groups=2),
         attention=AttentionConfig(heads=8, kv_heads=2),
         mlp=MlpConfig(hidden_width=4096),
-        moe=MoeConfig(experts=64, top_k=4, expert_width=384, shared_width=768),
+        moe=MoeConfig(experts=32, top_k=4, expert_width=384, shared_width=768),
     )
     with torch.device("meta"):
         model = config.build()
@@ -282,7 +282,7 @@ def test_a_folder_many_times_larger_than_the_memory_it_takes(source, tmp_path):
     planned = [Planned(name, each.dtype, tuple(each.shape), random(each.shape)) for name, each in disk_tensors(model)]
     write_streamed(tmp_path / "large", public_config(config), planned)
     size = (tmp_path / "large" / "model.safetensors").stat().st_size
-    assert size > 380e6
+    assert size > 200e6
     command = [sys.executable, "-c", STREAM, str(source), str(tmp_path / "large"), str(tmp_path)]
     grown = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    assert grown < 64e6
+    assert grown < size / 6

@@ -14,12 +14,18 @@ from seqloom.data.tokenizer import TextTokenizer, train_tokenizer
 from seqloom.nn.stability import Stability
 from seqloom.serve.config import Sampling
 from seqloom.serve.engine import Engine
+from seqloom.systems.hybrid_lm.config import MlpConfig
 from seqloom.systems.hybrid_lm.gguf import write_gguf
 from seqloom.systems.hybrid_lm.model import HybridLM
 from tiny_models import VARIANTS, make
 
 gguf = pytest.importorskip("gguf")
 VOCABULARY = 328  # more ids than the tokenizer has
+MIXED = {
+    "mixed": ("mtp", {"pattern": "M-*EM-"}),
+    "mixed, narrow MLP": ("moe", {"pattern": "ME*-", "mlp": MlpConfig(hidden_width=40)}),
+}
+"""MLP layers beside experts, wider or narrower than the shared ones."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 def folder_of(name: str, tokenizer: TextTokenizer, folder: Path) -> tuple[HybridLM, Path]:
-    model = make(name, vocab_size=VOCABULARY)
+    variant, changes = MIXED.get(name, (name, {}))
+    model = make(variant, vocab_size=VOCABULARY, **changes)
     folder.mkdir()
     model.write_folder(folder)
     tokenizer.save(folder)
@@ -108,7 +115,6 @@ def test_what_llama_cpp_does_not_know_is_refused(tokenizer: TextTokenizer, tmp_p
     known, unknown = VARIANTS["dense"], tmp_path / "unknown.gguf"
     for number, (config, told) in enumerate(
         [
-            (replace(known, pattern="M-ME"), "not both"),
             (replace(known, pattern="*-*-"), "asks for Mamba layers"),
             (replace(known, stability=Stability(qk_norm=True)), "stability methods"),
         ]
@@ -129,7 +135,7 @@ def test_what_llama_cpp_does_not_know_is_refused(tokenizer: TextTokenizer, tmp_p
         write_gguf(folder, unknown)
 
 
-@pytest.mark.parametrize("name", ["dense", "one_group", "wide_attention", "moe", "latent", "grouped", "mtp"])
+@pytest.mark.parametrize("name", ["dense", "one_group", "wide_attention", "moe", "latent", "grouped", "mtp", *MIXED])
 def test_llama_cpp_writes_the_same_text(name: str, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     """Greedy, from the same token ids: FP32 weights and states on both sides."""
     llama_cpp = pytest.importorskip("llama_cpp")

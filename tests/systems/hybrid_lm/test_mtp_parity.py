@@ -16,6 +16,7 @@ import micro_runs
 from reference_hybrid import ReferenceHybrid
 from seqloom.data.rows import NO_TARGET
 from seqloom.serve.config import Sampling
+from seqloom.serve.drafting import MtpDrafter
 from seqloom.serve.engine import Engine
 from seqloom.serve.request import Request
 from seqloom.systems.hybrid_lm.task import TextTask
@@ -183,11 +184,13 @@ def test_what_is_remembered_after_any_number_of_right_guesses(right, monkeypatch
         return token if ahead < right else token ^ 1
 
     monkeypatch.setattr(Request, "guess", guess)
+    monkeypatch.setattr(MtpDrafter, "_in_one_call", lambda *_: None)  # which asks nobody for guesses
     request = engine.submit(prompt, greedy, 4)
     for _ in range(3):
         engine.step()
     seen, fresh, block = torch.tensor([request.ids]), model.new_states(1), draft_states(model, 1)
     assert seen.shape[1] == 17 + 3 * (right + 1)
+    engine._scheduler._drafter._catch_up(0, [request])
     hidden, _ = model.hidden(seen[:, :-1], states=fresh)
     close(request.followed.ahead, model.draft(hidden, seen[:, 1:], block)[0, -1])
     cache = engine._scheduler.cache

@@ -124,7 +124,9 @@ function list(lines) {
 
 function table(lines) {
   const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
-  const row = (line, tag) => element("tr", {}, ...cells(line).map((cell) => inline(cell, element(tag))));
+  const sides = cells(lines[1]).map((dashes) => (/^:.*:$/.test(dashes) ? "center" : dashes.endsWith(":") ? "right" : null));
+  const row = (line, tag) => element("tr", {}, ...cells(line).map((cell, place) =>
+    inline(cell, element(tag, sides[place] ? { className: sides[place] } : {}))));
   return element("div", { className: "scroll", tabIndex: 0 },
     element("table", {},
       element("thead", {}, row(lines[0], "th")),

@@ -85,7 +85,7 @@ export class AssistantView {
     this.update();
     const [label, look] = note?.again ? ["Try again", "strong"] : ["Regenerate", "quiet"];
     const again = button(label, this.actions.regenerate, look);
-    again.classList.add("again"); // only the last answer can be had again
+    again.classList.add("again"); // of the last answer alone
     const rest = [again];
     if (this.turn.content) rest.push(copyButton(() => this.turn.content));
     const said = note ? [element("p", { className: note.again ? "note" : "remark" }, note.text)] : [];
@@ -109,6 +109,7 @@ export class AssistantView {
       send.remove();
       return this.actions.sendResults();
     }, "strong");
+    send.classList.add("again"); // as long as nothing else was said
     this.foot.querySelector(".actions").prepend(send);
   }
 }
