@@ -4,6 +4,7 @@ Each verb is a function in a file of this folder that takes its arguments as str
 when it is called, and imports torch only after its arguments have been understood, so every `--help` is instant.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -70,9 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print("seqloom: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe has left; the interpreter must not try to flush to it again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of a pipe has left
+        _drop_output()
         sys.exit(141)
+    except OSError as error:
+        if debug or error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        print(f"seqloom: the output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _drop_output() -> None:
+    """So that the interpreter does not try to write the rest when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,10 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     )
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_message() -> None:
+    done = subprocess.run(f"{sys.executable} -m seqloom.cli.main list > /dev/full", shell=True, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.decode() == "seqloom: the output cannot be written: No space left on device\n"
