@@ -55,4 +55,4 @@ def test_delayed_scales_remember_what_all_ranks_saw(go: Go, run: Run, tmp_path: 
     first = "backbone.layers.0.mixer.in_proj.weight.x"  # later ones come from partial sums, rounded to BF16
     assert all(spread[name] == alone[name] for name in alone if name.endswith(".w") or name == first)
     inputs = [{name: amax for name, amax in found.items() if name.endswith(".x")} for found in seen]
-    assert worst(*inputs) < 0.1
+    assert worst(*inputs) < 0.2

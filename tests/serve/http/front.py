@@ -1,6 +1,7 @@
 """A whole server for tests: the real front on a loopback port or in this process, and the fake engine behind it."""
 
 import contextlib
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,12 @@ def serving(folder: Path, **settings: Any) -> Any:
     drain = {name: settings.pop(name) for name in ("drain_seconds",) if name in settings}
     idle = {name: settings[name] for name in ("idle_seconds",) if name in settings}
     app, engine = make(folder, **settings)
+    # The thread of the server starts processes, for which uvloop takes the locks of logging and of imports. A test that
+    # imports in that moment holds the second, and must not free a log handler then, which takes the first.
+    gc.disable()
     found = Serving(app, engine, **drain, **idle).start()
     try:
         yield found
     finally:
         found.stop()
+        gc.enable()
