@@ -23,15 +23,17 @@ _dtype = attrgetter("dtype")
 
 
 class Parts:
-    """The modules of a layer, or of a stack in the mixer's place, their parameters and settings.
+    """The modules of a layer or of a whole stack, their parameters and settings.
 
     Args:
+        beside: what belongs to them from outside, such as the norm in front.
+        owner: the one by which this is remembered, and which may go away before it.
         copied: parameters whose numbers are remembered in another form, in memory of the CPU.
     """
 
-    def __init__(self, norm: nn.Module, mixer: nn.Module, copied: Sequence[Tensor]) -> None:
-        self._norm, self._kinds = norm, (type(norm), type(mixer))  # the mixer itself may go away
-        modules = [*norm.modules(), *mixer.modules()]
+    def __init__(self, beside: nn.Module, owner: nn.Module, copied: Sequence[Tensor]) -> None:
+        self._beside, self._kinds = beside, (type(beside), type(owner))
+        modules = [*beside.modules(), *owner.modules()]
         self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         held = [(module._modules, name) for module in modules for name in module._modules]
         held += [(vars(module), name) for module in modules for name in _SETTINGS if name in vars(module)]
@@ -53,9 +55,9 @@ class Parts:
 
             self._copied = Kept(copied)
 
-    def unchanged(self, norm: nn.Module, mixer: nn.Module) -> bool:
-        """Whether the mixer, and the norm in front, are what they were."""
-        if norm is not self._norm or (type(norm), type(mixer)) != self._kinds or any(self._hooks):
+    def unchanged(self, beside: nn.Module, owner: nn.Module) -> bool:
+        """Whether both are what they were."""
+        if beside is not self._beside or (type(beside), type(owner)) != self._kinds or any(self._hooks):
             return False
         try:
             held = list(map(getitem, *self._places))

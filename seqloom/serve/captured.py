@@ -25,7 +25,7 @@ from torch import Tensor
 
 from seqloom.nn.cache import HybridCache, power_of_two
 from seqloom.ops.token_choice import Kind, Races, signed, token_choice
-from seqloom.serve.contract import Decoder, LanguageModel
+from seqloom.serve.contract import LanguageModel
 from seqloom.serve.native_steps import NativeSteps
 from seqloom.serve.request import Request
 
@@ -135,7 +135,7 @@ class DecodeStep:
         self._model, self._cache, self._most, self._recorder = model, cache, rows, recorder
         self._device = next(model.parameters()).device
         on_cpu = self._device.type == "cpu"
-        self._native = NativeSteps(model) if on_cpu and isinstance(model, Decoder) else None
+        self._native = NativeSteps(model) if on_cpu else None
         self._recorded: dict[tuple[Any, ...], _Recorded] = {}
         self._outputs = _Outputs()
         self._why_not = "off: nothing is recorded on a CPU" if on_cpu else "off: not wanted"

@@ -5,7 +5,7 @@ views of the one memory that an engine has for all its rows, from `new_cache`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -46,16 +46,6 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """What a model may have besides: steps of decoding in one call."""
-
-    def decoder(self, rows: int, tokens: int, states: States) -> Steps | None:
-        """`hidden`, `head` and the choice of tokens, for so many tokens of each row, as long as the model is not
-        changed; None where it has to be done one after the other."""
-        ...
-
-
 class LanguageModel(Protocol):
     """A causal language model that remembers."""
 
@@ -93,6 +83,11 @@ class LanguageModel(Protocol):
 
     def head_of(self, tokens: Int[Tensor, "K"]) -> Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B K"]] | None:
         """The part of the head that gives the logits of some tokens; None where it cannot be had alone."""
+        ...
+
+    def decoder(self, rows: int, tokens: int, states: States) -> Steps | None:
+        """`hidden`, `head` and the choice of tokens in one call, for so many tokens of each row, as long as the model
+        is not changed; None where it has to be done one after the other."""
         ...
 
     def draft(

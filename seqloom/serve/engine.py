@@ -18,11 +18,11 @@ from seqloom.core.errors import DataError
 from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.channels import ChannelMarks
 from seqloom.serve.choosing import Chooser
-from seqloom.serve.config import Grammar, Sampling
+from seqloom.serve.config import Grammar, Sampling, Weights
 from seqloom.serve.constraints import Grammars
 from seqloom.serve.contract import LanguageModel, Tokenizer
 from seqloom.serve.drafting import MOST_GUESSES
-from seqloom.serve.opening import DrafterName, Weights, open_drafter, open_source, versions, whole
+from seqloom.serve.opening import DrafterName, open_drafter, open_source, versions, whole
 from seqloom.serve.prefix import PrefixCache
 from seqloom.serve.prompts import DraftTokens, Prompt, checked_draft_tokens, paired, token_ids
 from seqloom.serve.request import Completion, Request

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqloom.nn.whole_step import Steps
-from seqloom.serve.contract import Decoder
+from seqloom.serve.contract import LanguageModel
 from seqloom.serve.request import Request
 
 
 class NativeSteps:
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._known: dict[tuple[int, int], tuple[list[Any], Steps | None]] = {}
 

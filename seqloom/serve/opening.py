@@ -12,7 +12,7 @@ from seqloom.core.rooms import load
 from seqloom.data.tokenizer import open_tokenizer
 from seqloom.nn.cache import HybridCache
 from seqloom.nn.state_formats import KVFormat, SsmFormat
-from seqloom.serve.config import Weights as Weights  # "as" marks a name that is meant to be imported from here
+from seqloom.serve.config import Weights
 from seqloom.serve.contract import LanguageModel, Tokenizer
 from seqloom.serve.drafting import Drafter, MtpDrafter, NgramDrafter
 

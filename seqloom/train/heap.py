@@ -8,16 +8,17 @@ that walks through many rows finds all addresses at once; it is reserved, and be
 
 import contextlib
 import ctypes
+import mmap
 import os
-import sys
 from collections.abc import Iterator
+
+from seqloom.nn.large_pages import LARGE
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 _LARGEST_IN_HEAP = 32 << 20  # the most that glibc allows, and itself arrives at
 _KEPT, _KEPT_BY_ITSELF = (1 << 31) - 1, 64 << 20
 _CHOSEN_BY_HAND = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"}
 _RESERVED, _PAD_BY_ITSELF = 1 << 30, 128 << 10
-_HUGE, _MADV_HUGEPAGE = 2 << 20, 14
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def kept_heap() -> Iterator[None]:
         return
     libc.mallopt(_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
     libc.mallopt(_TRIM_THRESHOLD, _KEPT)
-    if sys.platform == "linux":
+    if hasattr(mmap, "MADV_HUGEPAGE"):
         _reserve(libc)
     try:
         yield
@@ -44,8 +45,8 @@ def _reserve(libc: ctypes.CDLL) -> None:
     libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
     before = libc.sbrk(0)
     libc.mallopt(_TOP_PAD, _RESERVED)
-    libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(_LARGEST_IN_HEAP - _HUGE))))
+    libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(_LARGEST_IN_HEAP - LARGE))))
     libc.mallopt(_TOP_PAD, _PAD_BY_ITSELF)
-    first, last = -(-before // _HUGE) * _HUGE, libc.sbrk(0) // _HUGE * _HUGE
+    first, last = -(-before // LARGE) * LARGE, libc.sbrk(0) // LARGE * LARGE
     if last > first:
-        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_HUGEPAGE)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_HUGEPAGE)

@@ -188,6 +188,9 @@ class ToyModel(nn.Module):
     def head_of(self, tokens: Tensor) -> None:
         """None: all tokens are few enough."""
 
+    def decoder(self, rows: int, tokens: int, states: list[Any]) -> None:
+        """None: a step is made of `hidden` and `head`."""
+
     def guesser(self, head: object, tokens: Tensor) -> None:
         """None: each guess is made by `draft`."""
 

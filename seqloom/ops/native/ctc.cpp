@@ -180,7 +180,7 @@ void gradient(const Utterance<T>& one, int64_t t, const float* norm, float blank
     row[one.blank] -= blank * unit;
     for (int64_t i = 0; i < one.count; ++i) row[one.targets[i]] -= one.posterior()[i] * unit;
     if constexpr (sizeof(T) != sizeof(float))
-        each_vector(one.classes, [&](int64_t k, auto lanes) { store(dx + k, load(row + k, lanes), lanes); });
+        convert(row, one.classes, dx);
 }
 
 template <class T>

@@ -109,7 +109,7 @@ private:
         const int64_t D = b.width, count = c.rows * length;
         float inverse;
         for (int64_t i = 0; i < count; ++i) {
-            (b.narrow ? embed<bf16> : embed<float>)(b.embeddings, tokens[i], D, x_);
+            (b.narrow ? embed<bf16, E> : embed<float, E>)(b.embeddings, tokens + i, 1, D, x_);
             E* to = fused_ + i * 2 * D;
             Kernels<E>::rms_norm(x_, D, b.token_norm.gain, b.token_norm.eps, to, &inverse, 1, D, 1);
             Kernels<E>::rms_norm(hidden + i * D, D, b.hidden_norm.gain, b.hidden_norm.eps, to + D, &inverse, 1, D, 1);
@@ -118,16 +118,9 @@ private:
         Stack<E>::step(x_, y_, between_, c.layers, c.count, c.last_norm.gain, c.last_norm.eps, rows);
     }
 
-    template <class V>
-    static void embed(const void* table, int64_t token, int64_t width, E* to) {
-        const V* from = static_cast<const V*>(table) + token * width;
-        each_vector(width, [&](int64_t i, auto lanes) { store(to + i, load(from + i, lanes), lanes); });
-    }
-
     // The token of a row. A draw's noise is by token, so it is made over the whole vocabulary.
     int64_t choice(int64_t row, int64_t place) {
-        const E* logits = logits_ + row * b.choices;
-        each_vector(b.choices, [&](int64_t i, auto lanes) { store(scores_ + i, load(logits + i, lanes), lanes); });
+        convert(logits_ + row * b.choices, b.choices, scores_);
         const Race& race = c.races[row];
         if (race.sharpness == 0)
             return b.tokens[std::max<int64_t>(0, seqloom_token_choice(scores_, b.choices, &race, 0))];

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from seqloom.ops.native.call import DOUBLE, FLAG, NUMBER, POINTER, SIZE, kernel, suffix, threads
+from seqloom.ops.native.call import FLAG, NUMBER, POINTER, SIZE, kernel, suffix, threads
 from seqloom.ops.native.matrix import Weight, matrices
 from seqloom.ops.native.stack_step import StackWeights
 from seqloom.ops.native.step import LayerWeights
+from seqloom.ops.native.token_draw import ToldRace
 from seqloom.ops.token_draw import Race
 
 
@@ -28,10 +29,6 @@ class _Block(ctypes.Structure):
         *((name, SIZE) for name in ("width", "vocabulary", "choices")),
         ("narrow", FLAG),
     )
-
-
-class _Race(ctypes.Structure):
-    _fields_ = (("sharpness", DOUBLE), ("k", SIZE), ("share", DOUBLE), ("floor", DOUBLE))
 
 
 class _Call(ctypes.Structure):
@@ -102,7 +99,7 @@ class GuessChain:
         padded = [each for tokens in next_tokens for each in (*tokens, *[0] * (known - len(tokens)))]
         told: list[ctypes.Array[Any]] = [
             (SIZE * (rows * known))(*padded), (SIZE * rows)(*map(len, next_tokens)), (SIZE * rows)(*wanted),
-            (_Race * rows)(*(_Race(*race) for race in races)), (ctypes.c_uint64 * (rows * places))(*keys),
+            (ToldRace * rows)(*(ToldRace(*race) for race in races)), (ctypes.c_uint64 * (rows * places))(*keys),
             (SIZE * (places * rows))(),
         ]  # fmt: skip
         call = _Call(

@@ -34,6 +34,12 @@ template <class F>
     if (i < n) body(i, Part{n - i});
 }
 
+// to [n] = from [n], widened or rounded.
+template <class S, class T>
+void convert(const S* from, int64_t n, T* to) {
+    each_vector(n, [&](int64_t i, auto lanes) { store(to + i, load(from + i, lanes), lanes); });
+}
+
 // Four sums in turn, since one would wait for itself.
 template <class F>
 [[gnu::always_inline]] inline float sum_of(int64_t n, F&& term) {

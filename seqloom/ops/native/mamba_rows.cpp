@@ -125,10 +125,8 @@ private:
             const float* kept = s.guesses + (f.first + r) * s.ahead * s.heads;
             std::copy(kept, kept + plans[r].silent * s.heads, to);
             to += plans[r].silent * s.heads;
-            for (int64_t t = 0; t < f.tokens; ++t, to += s.heads) {
-                const E* from = f.dt + (r * f.tokens + t) * f.dt_apart;
-                each_vector(s.heads, [&](int64_t h, auto lanes) { store(to + h, load(from + h, lanes), lanes); });
-            }
+            for (int64_t t = 0; t < f.tokens; ++t, to += s.heads)
+                convert(f.dt + (r * f.tokens + t) * f.dt_apart, s.heads, to);
         }
     }
 

@@ -102,7 +102,7 @@ void moe(const Layer<E>& a, const Moe& m) {
     int64_t* chosen = room<int64_t>(11, S * K);
 
     a.norm(normed, outputs);
-    each_vector(n, [&](int64_t i, auto lanes) { store(wide + i, load(normed + i, lanes), lanes); });
+    convert(normed, n, wide);
     Kernels<float>::matvec(wide, &m.gate, logits, S, experts, a.width, a.width, a.threads);
     route(m.router, logits, scores, chosen, weights, S, a.threads);
 

@@ -139,15 +139,6 @@ void steps(const E* x, E* y, E* between, const StackedLayer* layers, int64_t cou
     Kernels<E>::rms_norm(x, of.width, gain, eps, y, room<float>(8, rows), rows, of.width, of.threads);
 }
 
-// A token that could not be chosen is the first one.
-template <class V, class E>
-void embed(const void* table, const int64_t* tokens, int64_t count, int64_t width, E* x) {
-    for (int64_t t = 0; t < count; ++t) {
-        const V* from = static_cast<const V*>(table) + std::max<int64_t>(tokens[t], 0) * width;
-        each_vector(width, [&](int64_t i, auto lanes) { store(x + t * width + i, load(from + i, lanes), lanes); });
-    }
-}
-
 template <class E>
 void whole_steps(const StackedLayer* layers, int64_t count, const float* gain, float eps, const Rows& of,
                  const Ends& ends, const Choices& to, int64_t times, E* hidden) {
@@ -167,10 +158,7 @@ void whole_steps(const StackedLayer* layers, int64_t count, const float* gain, f
         Kernels<E>::matvec(hidden, ends.head, stored, places, V, of.width, of.width, of.threads);
         parallel_for(places, of.threads, [&](int64_t place) {
             float* to_choose = logits + place * V;
-            if (!wide)
-                each_vector(V, [&](int64_t i, auto lanes) {
-                    store(to_choose + i, load(stored + place * V + i, lanes), lanes);
-                });
+            if (!wide) convert(stored + place * V, V, to_choose);
             const Race& race = to.races[place / of.tokens];
             if (race.sharpness >= 0) chosen[place] = seqloom_token_choice(to_choose, V, &race, keys[place]);
         });

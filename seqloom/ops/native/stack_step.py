@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
-from seqloom.ops.native.call import DOUBLE, NUMBER, POINTER, SIZE, kernel, suffix, threads
+from seqloom.ops.native.call import NUMBER, POINTER, SIZE, kernel, suffix, threads
 from seqloom.ops.native.mamba_rows import Slots
 from seqloom.ops.native.matrix import Weight, matrices
 from seqloom.ops.native.moe_step import MoeWeights, Rule
 from seqloom.ops.native.step import AttentionWeights, LayerWeights, MambaWeights, MlpWeights, held
+from seqloom.ops.native.token_draw import ToldRace
 from seqloom.ops.paged_attention import Pages
 from seqloom.ops.token_draw import Race
 
@@ -72,10 +73,6 @@ class _Rows(ctypes.Structure):
 
 class _Ends(ctypes.Structure):
     _fields_ = (("embeddings", POINTER), ("head", POINTER), ("vocabulary", SIZE), ("narrow", _INT))
-
-
-class _Race(ctypes.Structure):
-    _fields_ = (("sharpness", DOUBLE), ("k", SIZE), ("share", DOUBLE), ("floor", DOUBLE))
 
 
 class _Choices(ctypes.Structure):
@@ -193,7 +190,7 @@ class StackWeights:
         room.tokens[:places] = [*tokens]
         room.keys[: len(keys)] = [*keys]
         if races != room.filled:
-            room.races[:] = [_Race(*(race or _ELSEWHERE)) for race in races]
+            room.races[:] = [ToldRace(*(race or _ELSEWHERE)) for race in races]
             room.filled = races
         _form("whole_steps", dtype)(
             self.layers, len(self.layers), self.gain, self.eps, ctypes.byref(rows), ctypes.byref(ends.told),
@@ -207,7 +204,7 @@ class _Room:
 
     def __init__(self, rows: int, places: int) -> None:
         self.tokens, self.chosen = (SIZE * places)(), (SIZE * places)()
-        self.keys, self.races = (ctypes.c_uint64 * places)(), (_Race * rows)()
+        self.keys, self.races = (ctypes.c_uint64 * places)(), (ToldRace * rows)()
         self.filled: list[Race | None] = []
         parts = self.tokens, self.races, self.keys, None, self.chosen
         self.choices = _Choices(*(None if part is None else ctypes.addressof(part) for part in parts))

@@ -67,6 +67,13 @@ struct Layer {
     }
 };
 
+// x [count, width] = rows of a table, of V, for these tokens; one that could not be chosen is taken for the first.
+template <class V, class E>
+void embed(const void* table, const int64_t* tokens, int64_t count, int64_t width, E* x) {
+    for (int64_t t = 0; t < count; ++t)
+        convert(static_cast<const V*>(table) + (tokens[t] < 0 ? 0 : tokens[t]) * width, width, x + t * width);
+}
+
 // Memory for what lies between the kernels, in slots that none of them uses.
 template <class T>
 T* room(int slot, int64_t count) {

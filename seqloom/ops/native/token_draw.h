@@ -5,7 +5,7 @@
 
 namespace seqloom {
 
-// `_Race` in stack_step.py has the same fields.
+// `ToldRace` in token_draw.py has the same fields.
 struct Race {
     double sharpness;  // 0 takes the likeliest token
     int64_t k;

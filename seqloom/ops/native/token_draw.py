@@ -9,6 +9,12 @@ from seqloom.ops.native.call import DOUBLE, NUMBER, POINTER, SIZE, kernel, point
 from seqloom.ops.token_draw import Cut
 
 
+class ToldRace(ctypes.Structure):
+    """A `Race` as token_draw.h has it."""
+
+    _fields_ = (("sharpness", DOUBLE), ("k", SIZE), ("share", DOUBLE), ("floor", DOUBLE))
+
+
 def mass_native(logits: Float32[Tensor, "V"], largest: float, sharpness: float) -> float:
     """As the portable form, to rounding."""
     total = ctypes.c_double()
