@@ -12,11 +12,11 @@ d inner width, c conv channels, i latent width; w bytes a number, 4 for what is 
     M : 4(1 + groups + dN/Q) + w(h + rows + d)              * : 4(1 + heads) + w(h + K(3 heads + 2 kv) + row length)
     - : 4 + w(h + f)                                        E : 4(1 + E + 5k) + w(h + s + 2i + kf)
 
-Norms, convolutions and squared ReLUs are made again in the backward pass (see ops/recompute.py). A layer that is
-recomputed as a whole has them too while it goes back. In a narrow format FP32 copies of dt and of the router's input
-come on top, and the experts' matrices are kept once more in that format. A row's attention mask costs its length per
-token. The process itself and what an allocator holds beyond what it is asked for are not in here (see
-`core/devices.py`).
+What norms, convolutions and squared ReLUs give is made again in the backward pass where it is large, and kept where it
+is small (see ops/recompute.py). A layer that is recomputed as a whole has all of it while it goes back. In a narrow
+format FP32 copies of dt and of the router's input come on top, and the experts' matrices are kept once more in that
+format. A row's attention mask costs its length per token. The process itself and what an allocator holds beyond what it
+is asked for are not in here (see `core/devices.py`).
 """
 
 from collections import defaultdict
@@ -28,6 +28,7 @@ from seqloom.systems.hybrid_lm.config import HybridConfig, Run
 
 LOGITS = 2**21  # of one chunk, unless that makes fewer tokens than the next number; see ops/cross_entropy.py
 LOGITS_TOKENS = 128
+SMALL = 4 << 20  # bytes up to which a result is kept; see ops/recompute.py
 MUON_COPIES = 3  # of its largest batch: updates, their stack, and what comes of it; see muon.py
 
 
@@ -60,13 +61,18 @@ def training_bytes(run: Run) -> int:
 def _kept(run: Run, tokens: int) -> int:
     """Bytes that autograd keeps of one micro-batch."""
     config, depth, wide, h = run.model, _depth(run), _wide(run), run.model.width
-    layers = [_layer(letter, run) for letter in parse_pattern(config.pattern)]
+
+    def layer(letter: str) -> int:
+        small = sum(wide * width for width in _cheap(letter, config) if tokens * wide * width <= SMALL)
+        return _layer(letter, run) + small
+
+    layers = list(map(layer, parse_pattern(config.pattern)))
     # embedded, both together, what the last norm reads and gives, and the gradient that the loss already knows
-    block = 6 * wide * h + sum(_layer(letter, run) for letter in config.mtp.pattern) if config.mtp else 0
+    block = 6 * wide * h + sum(map(layer, config.mtp.pattern)) if config.mtp else 0
     ends = 3 * wide * h  # the same of the backbone's last norm
     inner = sum(layers) + depth * block
     if run.train.activation_checkpointing:  # the prediction block has gone back before the first layer comes again
-        again = (_layer(letter, run) + wide * _cheap(letter, config) for letter in parse_pattern(config.pattern))
+        again = (_layer(letter, run) + wide * sum(_cheap(letter, config)) for letter in parse_pattern(config.pattern))
         inner = len(layers) * wide * h + max(depth * block, *again)
     narrow = 0
     if wide < 4 and run.adapter is None:
@@ -104,16 +110,17 @@ def _layer(letter: str, run: Run) -> int:
     return norm + router + wide * (e.shared_width + latent + routed) + 4 * rank
 
 
-def _cheap(letter: str, config: HybridConfig) -> int:
-    """Numbers per token that a layer makes again rather than keep."""
+def _cheap(letter: str, config: HybridConfig) -> list[int]:
+    """Numbers per token of each result that a layer would rather make again than keep."""
     if letter == "M":
         assert config.mamba is not None
         m = config.mamba
-        return config.width + 2 * m.heads * m.head_width + 2 * m.groups * m.state_width
+        inner = m.heads * m.head_width
+        return [config.width, inner, inner + 2 * m.groups * m.state_width]
     if letter == "-":
         assert config.mlp is not None
-        return config.width + config.mlp.hidden_width
-    return config.width + (config.moe.shared_width if letter == "E" and config.moe is not None else 0)
+        return [config.width, config.mlp.hidden_width]
+    return [config.width] + ([config.moe.shared_width] if letter == "E" and config.moe is not None else [])
 
 
 def _experts(config: HybridConfig) -> int:
