@@ -66,9 +66,9 @@ $(VENV)/core.stamp: pyproject.toml constraints/cpu.txt
 		echo "seqloom needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1). Name another one:" \
 			"make PYTHON=python3.12" >&2; exit 1; }
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@echo "Installing seqloom and its core packages into $(VENV) (a minute or two; torch is the large one)"
+	@echo "Installing seqloom and what it and its server need into $(VENV) (a minute or two; torch is the large one)"
 	@$(INSTALL) --quiet hatchling editables
-	@$(INSTALL) --no-build-isolation -e .
+	@$(INSTALL) --no-build-isolation -e ".[serve]"
 	@$(BYTECODE)
 	@touch $@
 

@@ -24,6 +24,7 @@ WALK = (
 
 NEXT = """\
 seqloom chat {run}
+seqloom serve {run}
 seqloom generate {run} "import " --max-tokens 80
 seqloom show {run}
 seqloom train hybrid_lm/tiny --data PATH --out runs/mine
