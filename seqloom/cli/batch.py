@@ -3,9 +3,9 @@
 Every line of the input is an object with one of `prompt` (a text to go on with), `messages` (a conversation) or
 `tokens` (ids), with an `id` (or else the line's number is its id), and with any settings of `Sampling` for this line
 alone. A line of the output is written as soon as its answer is finished, so the order is another, and never again: the
-same command leaves out what the output already holds, which a digest of line and settings tells. A line that cannot be
-answered gets `error` in its place and is tried again the next time, as is one that was being written when the machine
-stopped.
+same command leaves out what the output already holds, which a digest of line, settings and model tells. A line that
+cannot be answered gets `error` in its place and is tried again the next time, as is one that was being written when the
+machine stopped.
 """
 
 import json
@@ -40,19 +40,20 @@ class Line:
     id: Id
     fields: Record
     digest: str = ""
-    """Of what it asks, with the settings that hold where it says nothing."""
+    """Of what it asks, with the settings that hold where it says nothing, and of whom."""
     error: str | None = None
 
 
-def read_lines(path: Path, sampling: Sampling) -> Iterator[Line]:
+def read_lines(path: Path, sampling: Sampling, answering: str) -> Iterator[Line]:
     """The lines of an input, one after another; empty ones are left out.
 
     Args:
         sampling: what holds where a line does not say.
+        answering: who is asked (`EngineOptions.answering`).
     Raises:
         DataError: the file cannot be read.
     """
-    settings = json.dumps(to_data(sampling))
+    settings = json.dumps(to_data(sampling)) + answering
     try:
         with path.open("rb") as file:
             for number, data in enumerate(file, start=1):
@@ -77,18 +78,18 @@ def _line(number: int, data: bytes, settings: str) -> Line:
     return Line(number, identity, found, blake2b(asked.encode(), digest_size=8).hexdigest())
 
 
-def read_digests(path: Path, sampling: Sampling) -> dict[Id, str]:
-    """The ids of all lines, with the digest of what each asks.
+def read_digests(path: Path, sampling: Sampling, answering: str) -> dict[Id, str]:
+    """The ids of all lines, with the digest of what each asks of whom.
 
     Args:
-        sampling: what holds where a line does not say.
+        sampling, answering: as of `read_lines`.
     Raises:
         DataError: there are none, two lines have the same one, or the file cannot be read twice.
     """
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: is no file; prompts are read from one, twice")
     digests: dict[Id, str] = {}
-    for line in read_lines(path, sampling):
+    for line in read_lines(path, sampling, answering):
         if line.id in digests:
             raise DataError(f"{path}: line {line.number} has the id {line.id!r} again; answers are told apart by it")
         digests[line.id] = line.digest
@@ -125,7 +126,8 @@ def read_finished(path: Path, digests: Mapping[Id, str]) -> set[Id]:
             raise DataError(f"{path}: answers {identity!r}, which is not in the input; name another --output")
         if record.get("digest") != digests[identity]:
             raise DataError(
-                f"{path}: {identity!r} was answered when its line or the settings were others; name another --output"
+                f"{path}: {identity!r} was answered when its line, the settings or the model were others; name another "
+                "--output"
             )
         kept.append(line)
         finished.add(identity)

@@ -1,8 +1,11 @@
 """How `generate` and `chat` open the engine; free of torch, so that their help is instant."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from seqloom.core.checkpoint.identity import identity
+from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.config import config
 from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.config import Weights
@@ -44,6 +47,16 @@ class EngineOptions:
             kv_cache=self.kv_cache,
             ssm_state=self.ssm_state,
         )
+
+    def answering(self, run: Path) -> str:
+        """What answers: the model, by a look at its files, and the formats it computes in. Another text, other answers.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
+        found = RunFolder(run).open_latest()
+        files = identity(found[1] if found else run)
+        return json.dumps([files, self.weights, self.kv_cache, self.ssm_state])
 
 
 AS_STORED = EngineOptions()

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,9 +53,12 @@ def generate(
     if input is None and not as_json and (sampling.logprobs is not None or sampling.prompt_logprobs is not None):
         raise ConfigError("--logprobs, --prompt-logprobs: plain text shows none; add --json, or use --input")
     if input is not None and output is not None:
-        digests = batch.read_digests(input, sampling)
+        answering = options.answering(run)
+        digests = batch.read_digests(input, sampling, answering)
         finished = batch.read_finished(output, digests)
-        _answer_file(options.open(run), input, output, len(digests), finished, sampling, options.draft_tokens, as_json)
+        lines = (line for line in batch.read_lines(input, sampling, answering) if line.id not in finished)
+        engine, total = options.open(run), len(digests)
+        _answer_file(engine, lines, output, total, len(finished), sampling, options.draft_tokens, as_json)
         return
     texts = [sys.stdin.read() if text == "-" else text for text in prompts or ("",)]
     engine = options.open(run)
@@ -85,10 +89,10 @@ def generate(
 
 def _answer_file(
     engine: "Engine",
-    source: Path,
+    lines: Iterator[batch.Line],
     target: Path,
     total: int,
-    finished: set[batch.Id],
+    finished: int,
     sampling: Sampling,
     draft_tokens: DraftTokens,
     as_json: bool,
@@ -102,8 +106,7 @@ def _answer_file(
     from seqloom.cli.counter import Counter
 
     start, tokens, errors = time.perf_counter(), 0, 0
-    lines = (line for line in batch.read_lines(source, sampling) if line.id not in finished)
-    counter = Counter(Console(stderr=True), "answered", total, len(finished))
+    counter = Counter(Console(stderr=True), "answered", total, finished)
     try:
         with target.open("a", encoding="utf-8") as file, counter:
             for record in batch.answers(engine, lines, sampling, draft_tokens):
@@ -114,7 +117,7 @@ def _answer_file(
     except OSError as error:
         raise DataError(f"{target}: cannot be written: {error.strerror}") from error
     if as_json:
-        done = {"lines": total, "answered": total - errors, "errors": errors, "found_finished": len(finished)}
+        done = {"lines": total, "answered": total - errors, "errors": errors, "found_finished": finished}
         print_json({**done, "tokens": tokens, "seconds": round(time.perf_counter() - start, 3)})
     if errors:
         raise DataError(

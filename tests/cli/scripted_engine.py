@@ -39,5 +39,6 @@ def write_folder(folder: Path, template: str | None = None) -> Path:
     """A model folder as far as the scripted engine reads it."""
     plain = train_tokenizer([CODE], 320)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
     TextTokenizer(plain.definition, bos=None, eos=2, pad=0, chat_template=template).save(folder)
     return folder

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from seqloom.cli import batch
 from seqloom.cli.counter import Counter
+from seqloom.cli.engine_options import EngineOptions
 from seqloom.cli.main import main
 from seqloom.core.errors import DataError
 from seqloom.data.tokenizer import open_tokenizer
@@ -109,14 +110,15 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(fake: Path, tmp_path: P
     source, target, whole = write(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     assert run(fake, source, whole) == 0
     engine, found = ScriptedEngine(fake), []
-    for record in batch.answers(engine, batch.read_lines(source, Sampling()), Sampling()):
+    answering = EngineOptions().answering(fake)
+    for record in batch.answers(engine, batch.read_lines(source, Sampling(), answering), Sampling()):
         found.append(json.dumps(record) + "\n")
         if len(found) == 3:
             break
     failure = json.dumps({"id": "n7", "line": 7, "error": "it was too late"}) + "\n"
     for cut in (0, 1, 25, len(found[2]) - 1):
         target.write_text(found[0] + failure + found[1] + found[2][:cut])
-        assert batch.read_finished(target, batch.read_digests(source, Sampling())) == {"n1", "n2"}
+        assert batch.read_finished(target, batch.read_digests(source, Sampling(), answering)) == {"n1", "n2"}
         assert target.read_text() == found[0] + found[1]
         target.write_text(found[0] + failure + found[1] + found[2][:cut])
         assert run(fake, source, target) == 0
@@ -126,6 +128,10 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(fake: Path, tmp_path: P
     before = target.read_text()
     assert run(fake, source, target) == 0  # nothing is left
     assert run(fake, source, target, "--max-tokens", "3") == 2  # answers to other questions do not mix with these
+    assert run(fake, source, target, "--weights", "int8") == 2
+    (fake / "config.json").write_text("{ }")  # nor do answers of another model
+    assert run(fake, source, target) == 2
+    (fake / "config.json").write_text("{}")
     assert run(fake, write(source, {**lines[0], "prompt": "COUNT{2}"}, *lines[1:]), target) == 2
     assert target.read_text() == before
     assert run(fake, write(source, {"id": "new", "prompt": "SAY{new}"}, *reversed(lines)), target) == 0
@@ -141,7 +147,7 @@ def test_files_that_do_not_fit_are_refused_and_left_alone(fake: Path, tmp_path: 
     ):
         (tmp_path / "out.jsonl").write_text(text)
         with pytest.raises(DataError, match=words):
-            batch.read_finished(tmp_path / "out.jsonl", batch.read_digests(source, Sampling()))
+            batch.read_finished(tmp_path / "out.jsonl", batch.read_digests(source, Sampling(), ""))
         assert (tmp_path / "out.jsonl").read_text() == text
     with pytest.raises(DataError, match="cannot be written"):
         batch.read_finished(tmp_path / "absent" / "out.jsonl", {})
@@ -153,7 +159,7 @@ def test_files_that_do_not_fit_are_refused_and_left_alone(fake: Path, tmp_path: 
         (Path("/dev/null"), "is no file"),  # as a pipe, whose end comes too soon the second time
     ):
         with pytest.raises(DataError, match=words):
-            batch.read_digests(path, Sampling())
+            batch.read_digests(path, Sampling(), "")
 
 
 def test_input_and_output_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

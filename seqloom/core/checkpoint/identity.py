@@ -1,4 +1,5 @@
-"""Is this still the folder that a run began with? A cheap look that notices another model under the same path.
+"""Is this still the folder that a run, or a file of answers, began with? A cheap look that notices another model under
+the same path.
 
 The identity of a model folder is one digest per file: of small files all bytes, of tensor files the size, the beginning
 (which holds every name, type and place) and blocks spread over the rest. Training or converting a model changes nearly
@@ -19,12 +20,13 @@ _BLOCKS, _BLOCK = 64, 1 << 12
 
 
 def identity(folder: Path) -> dict[str, str]:
-    """Digest by name of every file that decides what a model computes.
+    """Digest by name of every file that decides what a model, or an adapter over its model, computes.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    names = ["config.json", *(path.name for path in folder.glob("*.safetensors*"))]
+    configs = [name for name in ("config.json", "adapter_config.json") if (folder / name).exists()] or ["config.json"]
+    names = [*configs, *(path.name for path in folder.glob("*.safetensors*"))]
     return {name: _digest(folder / name) for name in sorted(names)}
 
 
