@@ -12,6 +12,9 @@ Paper: post-training notes on speculative decoding, break-even of drafting.
 """
 
 _SMOOTHING = 0.1
+"""Of measured seconds."""
+_CHANCE_SMOOTHING = 0.05
+"""Of how often a guess is right: one that is says little, and a length given up by mistake waits for the next look."""
 _SOON, _LATE = 24, 384
 """Steps before a look at a neighbour of a length that has just become the best, and of one that has long been."""
 _LOOK = 3
@@ -95,7 +98,7 @@ class DraftLength:
     def count(self, guessed: int, right: int) -> None:
         """Take in that so many of the guesses of a row were right, up to the first wrong one."""
         for place in range(min(guessed, right + 1)):
-            self._right[place] += _SMOOTHING * ((place < right) - self._right[place])
+            self._right[place] += _CHANCE_SMOOTHING * ((place < right) - self._right[place])
 
     def time(self, rows: int, length: int, seconds: float) -> None:
         """Take in how long a step took."""
