@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 
 GROWTH = 2.0
-BEGINNING = 30  # measurements before growth is judged
+BEGINNING, FIRST_STEPS = 30, 200  # measurements, and steps, before growth is judged
 WINDOW = 20  # measurements whose median a value is held against
 MAX_VIO, UNEVEN = 4.0, 10  # this many times the mean load, in this many measurements in a row
 SILENT = 3  # measurements in a row with a gradient of exactly zero
@@ -38,7 +38,8 @@ class EarlyWarning:
             quantity = name.rpartition(".")[2]
             if quantity in ("output_norm", "logit_max"):
                 times = self._growth(name, value)
-                if times > GROWTH and value > GROWTH * self._told.get(name, 0.0):
+                grew = times > GROWTH and measures["step"] > FIRST_STEPS
+                if grew and value > GROWTH * self._told.get(name, 0.0):
                     grown[name], self._told[name] = times, value
             elif quantity == "max_vio" and self._lasts(name, value > MAX_VIO, UNEVEN):
                 said.append(

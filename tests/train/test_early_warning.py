@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from seqloom.train.early_warning import BEGINNING, MAX_VIO, SILENT, UNEVEN, EarlyWarning
+from seqloom.train.early_warning import BEGINNING, FIRST_STEPS, MAX_VIO, SILENT, UNEVEN, EarlyWarning
 
 
 @pytest.fixture
@@ -21,21 +21,25 @@ def look(warning: EarlyWarning, first: int, values: list[float], name: str) -> N
 def test_twofold_growth_is_told_once_and_again_when_it_doubles(quantity: str, said: list[str]) -> None:
     warning = EarlyWarning(said.append)
     name = f"layers.3.mixer.{quantity}"
-    look(warning, 1, [10.0] * BEGINNING + [19.0, 21.0, 22.0, 39.0, 43.0], name)
+    values = [10.0] * BEGINNING + [19.0, 21.0, 22.0, 39.0, 43.0]
+    look(EarlyWarning(said.append), FIRST_STEPS - len(values), values, name)
+    assert said == []  # looked at often, the beginning has as many measurements
+    look(warning, FIRST_STEPS, values, name)
+    told = FIRST_STEPS + BEGINNING + 1
     assert said == [
-        f"step {BEGINNING + 2}: {name} is 2.1 times its running median, at 21; diverging runs begin like this",
-        f"step {BEGINNING + 5}: {name} is 4.3 times its running median, at 43; diverging runs begin like this",
+        f"step {told}: {name} is 2.1 times its running median, at 21; diverging runs begin like this",
+        f"step {told + 3}: {name} is 4.3 times its running median, at 43; diverging runs begin like this",
     ]
 
 
 def test_growth_of_many_layers_is_one_message_about_the_worst(said: list[str]) -> None:
     warning = EarlyWarning(said.append)
-    for step in range(BEGINNING):
+    for step in range(FIRST_STEPS, FIRST_STEPS + BEGINNING):
         warning.look({"step": step, "a.output_norm": 1.0, "b.output_norm": 1.0, "c.output_norm": 1.0})
-    warning.look({"step": 99, "a.output_norm": 3.0, "b.output_norm": 5.0, "c.output_norm": 1.0})
+    warning.look({"step": 999, "a.output_norm": 3.0, "b.output_norm": 5.0, "c.output_norm": 1.0})
     assert len(said) == 1
     assert said[0].startswith(
-        "step 99: b.output_norm is 5.0 times its running median, at 5, and of 2 layers the fastest; "
+        "step 999: b.output_norm is 5.0 times its running median, at 5, and of 2 layers the fastest; "
     )
 
 
