@@ -89,6 +89,12 @@ class Difference:
     def below(self) -> bool:
         return self.mean + (self.half or 0.0) < 0
 
+    def at_most(self, limit: float) -> bool | None:
+        """Whether the measure is no further above than that; None where the interval holds both answers."""
+        if self.mean + (self.half or 0.0) <= limit:
+            return True
+        return False if self.mean - (self.half or 0.0) > limit else None
+
     def __str__(self) -> str:
         spread = "one seed" if self.half is None else f"± {self.half:.2%} over {self.seeds} seeds"
         return f"{self.mean:+.2%} ({spread})"

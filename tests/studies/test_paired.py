@@ -32,6 +32,8 @@ def test_what_lies_within_the_interval_is_not_shown() -> None:
     noisy = difference([-0.3, 0.1, 0.5])
     assert not noisy.above
     assert not noisy.below
+    assert noisy.at_most(0.01) is None
+    assert [difference([share]).at_most(0.01) for share in (-0.3, 0.01, 0.02)] == [True, True, False]
     assert difference([-0.01]).below
     assert str(difference([-0.01])) == "-1.00% (one seed)"
     assert str(difference([0.01, 0.01, 0.01])) == "+1.00% (± 0.00% over 3 seeds)"
