@@ -1,4 +1,4 @@
-# make demo    set up, then train a small language model on this machine's Python and let it write (about 5 minutes)
+# make demo    set up, then train a small language model on this machine's Python and let it write (about 3 minutes)
 # make test    set up, then run exactly what CI runs
 # make quick   the tests without the slow tier
 # make lint    format, types, import contract

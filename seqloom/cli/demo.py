@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
 
 
 def demo(*, out: Path = Path("runs/demo")) -> None:
-    """Train a small language model on this machine's Python, measure it and let it write. About five minutes.
+    """Train a small language model on this machine's Python, measure it and let it write. About three minutes.
 
     Interrupted, it goes on where it stopped when started again.
 

@@ -16,7 +16,7 @@ from seqloom.core.distributed import announce, world
 from seqloom.core.errors import ConfigError, SeqloomError
 
 VERBS = {
-    "demo": "corpus, tokenizer, training, evaluation and a sample: the whole walk in five minutes",
+    "demo": "corpus, tokenizer, training, evaluation and a sample: the whole walk in three minutes",
     "train": "train a recipe, a run.yaml, or go on with a run folder",
     "show": "settings, size and cost of a recipe or run",
     "list": "systems and their recipes",

@@ -170,7 +170,7 @@ def _harmless(found: Paired) -> Claim:
         name="quality",
         says=f"Balancing costs at most {MARGIN:.0%} of bits per byte.",
         paper="loss not worse",
-        here="needs a run without and one with both" if gap is None else str(gap),
+        here="needs a run without and one with both" if gap is None else gap.beside(MARGIN),
         holds=None if gap is None else gap.at_most(MARGIN),
     )
 

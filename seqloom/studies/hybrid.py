@@ -134,7 +134,7 @@ def _on_par(found: Measured) -> Claim:
         name="quality",
         says=f"The hybrid's bits per byte are at most {MARGIN:.0%} above those of a Transformer of its size.",
         paper="on par or better (8B and 56B, downstream tasks)",
-        here="needs both models of one seed" if gap is None else str(gap),
+        here="needs both models of one seed" if gap is None else gap.beside(MARGIN),
         holds=None if gap is None else gap.at_most(MARGIN),
     )
 

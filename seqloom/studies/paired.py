@@ -99,6 +99,10 @@ class Difference:
         spread = "one seed" if self.half is None else f"± {self.half:.2%} over {self.seeds} seeds"
         return f"{self.mean:+.2%} ({spread})"
 
+    def beside(self, limit: float) -> str:
+        """In words, for a claim about that limit."""
+        return str(self) if self.at_most(limit) is not None else f"{self}; the interval holds both answers"
+
 
 def shown(gap: Difference | None) -> str:
     """A gap of thousandths, in a table."""

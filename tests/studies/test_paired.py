@@ -33,6 +33,7 @@ def test_what_lies_within_the_interval_is_not_shown() -> None:
     assert not noisy.above
     assert not noisy.below
     assert noisy.at_most(0.01) is None
+    assert noisy.beside(0.01) == f"{noisy}; the interval holds both answers"
     assert [difference([share]).at_most(0.01) for share in (-0.3, 0.01, 0.02)] == [True, True, False]
     assert difference([-0.01]).below
     assert str(difference([-0.01])) == "-1.00% (one seed)"
