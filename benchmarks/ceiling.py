@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 import torch
 
-from seqloom.nn.large_pages import empty
-
 READ_BYTES = 1 << 28
 WIDTHS = (512, 1024, 2048)
 TRIES = 4
@@ -37,6 +35,10 @@ def arithmetic_rate(format: str, device: str = "cpu") -> float:
 
 def read_rate() -> float:
     """Bytes per second read from memory, with the threads that torch uses now; in large pages, as weights are."""
+    try:
+        from seqloom.nn.large_pages import empty
+    except ImportError:  # a package of an older commit (`base.py`), whose weights lie in small ones
+        empty = torch.empty
     buffer = empty(READ_BYTES // 4, dtype=torch.float32, device=torch.device("cpu")).fill_(1)
     return READ_BYTES / least_seconds(buffer.sum, tries=4 * TRIES)
 
