@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from seqloom.core.checkpoint.identity import identity
-from seqloom.core.checkpoint.run_folder import RunFolder
 from seqloom.core.config import config
+from seqloom.core.rooms import newest
 from seqloom.nn.state_formats import KVFormat, SsmFormat
 from seqloom.serve.config import Weights
 
@@ -54,9 +54,8 @@ class EngineOptions:
         Raises:
             CheckpointError: the folder cannot be read.
         """
-        found = RunFolder(run).open_latest()
-        files = identity(found[1] if found else run)
-        return json.dumps([files, self.weights, self.kv_cache, self.ssm_state])
+        folder, _ = newest(run)
+        return json.dumps([identity(folder), self.weights, self.kv_cache, self.ssm_state])
 
 
 AS_STORED = EngineOptions()

@@ -62,8 +62,7 @@ def _merge_adapter(run: Path, out: Path, last: int | None, shape: DecayShape | N
 
     from seqloom.cli.display import Display
 
-    found = RunFolder(run).open_latest()
-    folder = found[1] if found else run
+    folder, _ = rooms.newest(run)
     with Display(Console(stderr=True)) as display:
         rooms.part(rooms.owner(folder), "adapter").merge(folder, out, base, display.on_prepare)
 

@@ -67,10 +67,9 @@ def _nothing_named(run: tyro.conf.Positional[Path]) -> None:
 def _room(run: Path) -> Any:
     """The module that serves a folder's system."""
     from seqloom.core import rooms
-    from seqloom.core.checkpoint.run_folder import RunFolder
 
-    found = RunFolder(run).open_latest()
-    system = rooms.owner(found[1] if found else run)
+    folder, _ = rooms.newest(run)
+    system = rooms.owner(folder)
     able = [name for name in rooms.systems() if importlib.util.find_spec(f"seqloom.systems.{name}.server")]
     if system not in able:
         raise ConfigError(f"{run}: models of {system} are not served yet; served are those of: {', '.join(able)}")

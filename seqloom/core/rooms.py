@@ -120,8 +120,7 @@ def load(folder: str | Path, *, packed: bool = False) -> Any:
     Raises:
         CheckpointError: the folder is missing, damaged, or of a kind no system here can read.
     """
-    found = RunFolder(folder).open_latest()
-    folder = found[1] if found else Path(folder)
+    folder, verified = newest(folder)
     if is_adapter(folder):
         return part(owner(folder), "adapter").read_model(folder).eval()
     system = owner(folder)
@@ -129,7 +128,18 @@ def load(folder: str | Path, *, packed: bool = False) -> Any:
         read = part(system, "packed_folder").read_packed
     else:
         read = part(system, "folder").read_model
-    return read(folder, verified=found is not None).eval()
+    return read(folder, verified=verified).eval()
+
+
+def newest(source: str | Path) -> tuple[Path, bool]:
+    """The folder to read of a run, that of its newest whole step, and whether its digests were compared; any other
+    folder is itself.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is whole.
+    """
+    found = RunFolder(source).open_latest()
+    return (found[1], True) if found else (Path(source), False)
 
 
 def model_folder(source: Path) -> tuple[Path, bool]:
@@ -139,13 +149,12 @@ def model_folder(source: Path) -> tuple[Path, bool]:
         ConfigError: it holds adapters, which are no model yet.
         CheckpointError: there are checkpoints and none is whole.
     """
-    found = RunFolder(source).open_latest()
-    folder = found[1] if found else source
+    folder, verified = newest(source)
     if is_adapter(folder):
         raise ConfigError(
             f"{source}: holds adapters; fold them into their model first: seqloom merge {source} --out ..."
         )
-    return folder, found is not None
+    return folder, verified
 
 
 def is_adapter(folder: Path) -> bool:
